@@ -1,0 +1,98 @@
+"""Strict settings for the whole suite, and the structures that many tests share.
+
+The settings are made here, before any array exists: no implicit rank promotion, and two
+host devices so that data parallelism is tested without an accelerator. Warnings are errors
+(`setup.cfg`).
+"""
+
+import os
+from pathlib import Path
+
+import ase
+import ase.build
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from ase.constraints import FixAtoms
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+
+# Compilation makes the first example of a property slow, and a suite that draws new
+# examples each time fails for reasons that nobody changed.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, max_examples=25
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _restoring(name, value):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test, in every thread (the loader's too)."""
+    yield from _restoring("jax_enable_x64", True)
+
+
+@pytest.fixture
+def debug_nans():
+    """Any NaN made on the device raises, for one test."""
+    yield from _restoring("jax_debug_nans", True)
+
+
+@pytest.fixture
+def key():
+    """A random key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng():
+    """A numpy generator, the same in every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def molecule():
+    """Ethanol off its equilibrium: open boundaries, no symmetry, 9 atoms."""
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+@pytest.fixture
+def crystal():
+    """Rock salt in a sheared, rattled conventional cell: fully periodic, 8 atoms."""
+    atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    shear = np.array([[1.0, 0.03, -0.02], [0.0, 1.02, 0.04], [0.01, 0.0, 0.97]])
+    atoms.set_cell(atoms.cell[:] @ shear, scale_atoms=True)
+    atoms.rattle(0.05, seed=2)
+    return atoms
+
+
+@pytest.fixture
+def slab():
+    """CO on two layers of copper, the lower one fixed: periodic in the plane, 10 atoms."""
+    atoms = ase.build.fcc111("Cu", size=(2, 2, 2), vacuum=6.0)
+    ase.build.add_adsorbate(atoms, ase.build.molecule("CO"), 1.9, "bridge", mol_index=1)
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() == 2))
+    atoms.rattle(0.03, seed=3)
+    return atoms
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder with real data sets; the tests that need it skip where there is none."""
+    named = os.environ.get("EWALD_JAX_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist (set EWALD_JAX_DATA)")
+    return folder
