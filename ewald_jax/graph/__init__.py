@@ -1,0 +1,23 @@
+"""Host side, numpy: from `ase.Atoms` to padded batches of `jraph.GraphsTuple`."""
+
+from ewald_jax.graph.batching import (
+    batch_graphs,
+    budgets_from_sizes,
+    choose_budget,
+    single_budget,
+)
+from ewald_jax.graph.build import check_atoms, graph_from_atoms
+from ewald_jax.graph.neighbors import neighbor_list
+from ewald_jax.graph.schema import Batch, Budget
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "batch_graphs",
+    "budgets_from_sizes",
+    "check_atoms",
+    "choose_budget",
+    "graph_from_atoms",
+    "neighbor_list",
+    "single_budget",
+]

@@ -1,0 +1,112 @@
+"""Small operations that are safe to differentiate: norms, masks, dense layout.
+
+Everything here works on padded batches. Masks are applied before a function that could
+produce a NaN, never after it.
+"""
+
+import jax
+import jax.numpy as jnp
+import jraph
+
+from ewald_jax.typing import Array, Bool, Float, Int
+
+
+def safe_norm(x: Float[Array, "*batch dim"], axis: int = -1) -> Float[Array, "*batch"]:
+    """Euclidean norm with derivative zero at the zero vector.
+
+    Args:
+        x: Vectors along `axis`.
+        axis: Axis to reduce.
+
+    Returns:
+        The norm, without that axis.
+    """
+    square = jnp.sum(x * x, axis=axis)
+    is_zero = square == 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, square)))
+
+
+def node_graph_index(graph: jraph.GraphsTuple) -> Int[Array, " nodes"]:
+    """Index of the graph that each node belongs to."""
+    n_graph = graph.n_node.shape[0]
+    n_node = graph.nodes["species"].shape[0]
+    return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n_node)
+
+
+def edge_graph_index(graph: jraph.GraphsTuple) -> Int[Array, " edges"]:
+    """Index of the graph that each edge belongs to."""
+    n_graph = graph.n_edge.shape[0]
+    return jnp.repeat(
+        jnp.arange(n_graph), graph.n_edge, total_repeat_length=graph.senders.shape[0]
+    )
+
+
+def node_mask(graph: jraph.GraphsTuple) -> Bool[Array, " nodes"]:
+    """True for atoms, False for padding (species 0)."""
+    return graph.nodes["species"] > 0
+
+
+def graph_mask(graph: jraph.GraphsTuple) -> Bool[Array, " graphs"]:
+    """True for structures, False for padding graphs."""
+    return sum_nodes(node_mask(graph).astype(jnp.int32), graph) > 0
+
+
+def sum_nodes(values: Array, graph: jraph.GraphsTuple) -> Array:
+    """Sums node values [nodes, ...] over each graph -> [graphs, ...]."""
+    return jax.ops.segment_sum(
+        values,
+        node_graph_index(graph),
+        num_segments=graph.n_node.shape[0],
+        indices_are_sorted=True,
+    )
+
+
+def edge_vectors(graph: jraph.GraphsTuple) -> Float[Array, "edges 3"]:
+    """Vectors from each receiver to the image of its sender, Å.
+
+    ``x[senders] + shifts @ cell - x[receivers]``, differentiable in positions and cell.
+    """
+    positions = graph.nodes["positions"]
+    cell = graph.globals["cell"][edge_graph_index(graph)]  # [edges, 3, 3]
+    shifts = graph.edges["shifts"].astype(positions.dtype)
+    # Elementwise rather than a matrix product: full precision on every accelerator.
+    translation = jnp.sum(shifts[:, :, None] * cell, axis=1)
+    return positions[graph.senders] + translation - positions[graph.receivers]
+
+
+def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:
+    """Gathers node values [nodes, ...] into the dense layout; empty slots are zero.
+
+    Args:
+        values: [nodes, ...].
+        dense_index: Node of each slot, ``nodes`` for an empty one.
+
+    Returns:
+        [rows, slots, ...].
+    """
+    return values.at[dense_index].get(mode="fill", fill_value=0)
+
+
+def from_dense(dense: Array, graph: jraph.GraphsTuple) -> Array:
+    """Gathers dense values back to the nodes; nodes without a slot get zero.
+
+    Args:
+        dense: [rows, slots, ...].
+        graph: The graph whose nodes were put into the dense layout.
+
+    Returns:
+        [nodes, ...].
+    """
+    rows, slots = dense.shape[:2]
+    row = node_graph_index(graph)
+    first = jnp.cumsum(graph.n_node) - graph.n_node
+    slot = jnp.arange(row.shape[0]) - first[row]
+    has_slot = (row < rows) & (slot < slots)
+    flat = dense.reshape((rows * slots,) + dense.shape[2:])
+    index = jnp.where(has_slot, row * slots + slot, rows * slots)
+    return flat.at[index].get(mode="fill", fill_value=0)
+
+
+def slot_mask(dense_index: Int[Array, "rows slots"], n_node: int) -> Bool[Array, "rows slots"]:
+    """True for slots that hold a node."""
+    return dense_index < n_node
