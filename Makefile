@@ -1,0 +1,61 @@
+# Each target makes the virtual environment it needs (see .ci/venv). PYTHON=... chooses the
+# interpreter, VENV=... the folder, ARGS=... adds arguments for pytest.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+CONFIGS := experiments/configs
+export PYTHON
+
+.PHONY: help demo test configs lint notebooks bench venv-core venv-dev venv-notebooks clean
+
+help:
+	@echo "make demo       train SchNet on the sample dimers, without and with Ewald (minutes)"
+	@echo "make test       the test suite"
+	@echo "make configs    every shipped config for two steps"
+	@echo "make lint       ruff: rules and formatting"
+	@echo "make notebooks  execute every notebook"
+	@echo "make bench      measure speed and memory"
+
+venv-core:
+	@bash .ci/venv $(VENV) ""
+
+venv-dev:
+	@bash .ci/venv $(VENV) dev,samples
+
+venv-notebooks:
+	@bash .ci/venv $(VENV) dev,samples,notebooks
+
+demo: venv-core
+	@for variant in baseline voxel; do \
+		echo "--- $$variant"; \
+		$(BIN)/ewald-jax train $(CONFIGS)/data/dimers.yaml $(CONFIGS)/model/schnet_small.yaml \
+			$(CONFIGS)/variant/$$variant.yaml -o runs/demo-$$variant --overwrite || exit $$?; \
+	done
+
+test: venv-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+configs: venv-dev
+	$(MAKE) test ARGS="-m configs $(ARGS)"
+
+lint: venv-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: venv-notebooks
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
+		$(BIN)/python -m pytest --nbmake notebooks $(ARGS); \
+	else \
+		echo "no notebooks to run: notebooks/ has none"; \
+	fi
+
+bench: venv-core
+	@if [ -e experiments/benchmark.py ]; then \
+		$(BIN)/python experiments/benchmark.py $(ARGS); \
+	else \
+		echo "nothing to measure yet: experiments/benchmark.py is not there"; \
+	fi
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
