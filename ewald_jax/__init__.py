@@ -1,3 +1,26 @@
 """Ewald message passing in JAX/Flax: long-range message passing for molecules and materials."""
 
+from ewald_jax import interop, kspace
+from ewald_jax.models import MODELS, batch_from_atoms, build_model
+from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, EwaldFilter, kspace_geometry
+from ewald_jax.potential import Prediction, init_params, model_outputs, predict
+from ewald_jax.typing import InputError
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "MODELS",
+    "EwaldBlock",
+    "EwaldConfig",
+    "EwaldFilter",
+    "InputError",
+    "Prediction",
+    "batch_from_atoms",
+    "build_model",
+    "init_params",
+    "interop",
+    "kspace",
+    "kspace_geometry",
+    "model_outputs",
+    "predict",
+]

@@ -87,26 +87,30 @@ def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:
     return values.at[dense_index].get(mode="fill", fill_value=0)
 
 
-def from_dense(dense: Array, graph: jraph.GraphsTuple) -> Array:
+def node_slots(graph: jraph.GraphsTuple, rows: int, slots: int) -> Int[Array, " nodes"]:
+    """Flat slot ``row * slots + slot`` of each node; ``rows * slots`` for one without."""
+    row = node_graph_index(graph)
+    first = jnp.cumsum(graph.n_node) - graph.n_node
+    slot = jnp.arange(row.shape[0]) - first[row]
+    return jnp.where((row < rows) & (slot < slots), row * slots + slot, rows * slots)
+
+
+def from_dense(dense: Array, node_slot: Int[Array, " nodes"]) -> Array:
     """Gathers dense values back to the nodes; nodes without a slot get zero.
 
     Args:
         dense: [rows, slots, ...].
-        graph: The graph whose nodes were put into the dense layout.
+        node_slot: From `node_slots`.
 
     Returns:
         [nodes, ...].
     """
-    rows, slots = dense.shape[:2]
-    row = node_graph_index(graph)
-    first = jnp.cumsum(graph.n_node) - graph.n_node
-    slot = jnp.arange(row.shape[0]) - first[row]
-    has_slot = (row < rows) & (slot < slots)
-    flat = dense.reshape((rows * slots,) + dense.shape[2:])
-    index = jnp.where(has_slot, row * slots + slot, rows * slots)
-    return flat.at[index].get(mode="fill", fill_value=0)
+    flat = dense.reshape((-1,) + dense.shape[2:])
+    return flat.at[node_slot].get(mode="fill", fill_value=0)
 
 
-def slot_mask(dense_index: Int[Array, "rows slots"], n_node: int) -> Bool[Array, "rows slots"]:
+def slot_mask(
+    dense_index: Int[Array, "rows slots"], n_node: int
+) -> Bool[Array, "rows slots"]:
     """True for slots that hold a node."""
     return dense_index < n_node

@@ -98,7 +98,10 @@ def budgets_from_sizes(
 
     def shape(nodes: float, edges: float) -> Budget:
         return Budget(
-            _round_up(int(nodes) + 1, 16), _round_up(max(int(edges), 1), 64), size + 1, slots
+            _round_up(int(nodes) + 1, 16),
+            _round_up(max(int(edges), 1), 64),
+            size + 1,
+            slots,
         )
 
     largest = shape(worst(n_node), worst(n_edge))
@@ -107,9 +110,7 @@ def budgets_from_sizes(
         [rng.choice(len(n_node), size, replace=False) for _ in range(_SIMULATED_BATCHES)]
     )
     nodes, edges = n_node[draws].sum(1), n_edge[draws].sum(1)
-    budgets = [
-        shape(np.quantile(nodes, q), np.quantile(edges, q)) for q in _QUANTILES
-    ]
+    budgets = [shape(np.quantile(nodes, q), np.quantile(edges, q)) for q in _QUANTILES]
     # Shapes within 5 % of the next larger one are not worth a compilation.
     kept = [largest]
     for budget in reversed(budgets):

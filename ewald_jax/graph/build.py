@@ -76,7 +76,9 @@ def check_atoms(atoms: ase.Atoms) -> None:
         raise InputError("has no atoms, expected at least one")
     bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
     if len(bad):
-        raise InputError(f"has a NaN or infinite position at atom {bad[0]}, expected numbers")
+        raise InputError(
+            f"has a NaN or infinite position at atom {bad[0]}, expected numbers"
+        )
     bad = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > MAX_ATOMIC_NUMBER))
     if len(bad):
         raise InputError(
@@ -120,5 +122,7 @@ def check_distances(atoms: ase.Atoms, neighbors: Neighbors) -> None:
 def _smallest_height(cell: np.ndarray) -> float:
     """Smallest distance between opposite faces of the cell, Å; 0 if it is flat."""
     volume = abs(np.linalg.det(cell))
-    areas = [np.linalg.norm(np.cross(cell[(a + 1) % 3], cell[(a + 2) % 3])) for a in range(3)]
+    areas = [
+        np.linalg.norm(np.cross(cell[(a + 1) % 3], cell[(a + 2) % 3])) for a in range(3)
+    ]
     return float(min(volume / area if area > 0 else 0.0 for area in areas))

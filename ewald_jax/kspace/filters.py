@@ -6,6 +6,7 @@ block). This file holds the parameter-free parts and the classical Coulomb filte
 """
 
 import jax.numpy as jnp
+import numpy as np
 
 from ewald_jax.typing import Array, Float, InputError
 
@@ -38,7 +39,11 @@ def polynomial_envelope(
 
 
 def gaussian_rbf(
-    x: Float[Array, "*batch"], start: float, stop: float, num: int
+    x: Float[Array, "*batch"],
+    start: float,
+    stop: float,
+    num: int,
+    float32_centres: bool = False,
 ) -> Float[Array, "*batch basis"]:
     """Gaussians at `num` equally spaced centres, as wide as their spacing.
 
@@ -47,15 +52,23 @@ def gaussian_rbf(
         start: First centre.
         stop: Last centre.
         num: Number of Gaussians, at least 2.
+        float32_centres: Round the centres to float32 whatever the type of `x`, as frameworks
+            that store them in a buffer do: a float32 model is the same function in float64.
 
     Returns:
         ``exp(-(x - centre)^2 / (2 spacing^2))``.
+
+    Raises:
+        InputError: If `num` is below 2.
     """
     if num < 2:
         raise InputError(f"a Gaussian basis needs at least 2 functions, not {num}")
-    centres = jnp.linspace(start, stop, num, dtype=x.dtype)
+    centres = np.linspace(start, stop, num)
     spacing = (stop - start) / (num - 1)
-    difference = (x[..., None] - centres[(None,) * x.ndim]) / spacing
+    if float32_centres:
+        centres = centres.astype(np.float32).astype(np.float64)
+    centres = jnp.asarray(centres, x.dtype).reshape((1,) * x.ndim + (-1,))
+    difference = (x[..., None] - centres) / spacing
     return jnp.exp(-0.5 * difference**2)
 
 

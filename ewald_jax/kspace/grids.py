@@ -94,9 +94,13 @@ def lattice_sphere(
     if not k_cutoff > 0:
         raise InputError(f"k_cutoff must be larger than 0, not {k_cutoff}")
     if abs(np.linalg.det(cell)) < 1e-12:
-        raise InputError(f"the cell {cell.tolist()} is singular, it has no reciprocal lattice")
+        raise InputError(
+            f"the cell {cell.tolist()} is singular, it has no reciprocal lattice"
+        )
     # |n_a| = |k . a_a| / 2 pi <= k_cutoff |a_a| / 2 pi bounds the search exactly.
-    bounds = np.floor(k_cutoff * np.linalg.norm(cell, axis=1) / (2 * np.pi) + 1e-9).astype(int)
+    bounds = np.floor(k_cutoff * np.linalg.norm(cell, axis=1) / (2 * np.pi) + 1e-9).astype(
+        int
+    )
     box = _box(*bounds)
     half = box[len(box) // 2 + 1 :]
     kvecs = half @ (2 * np.pi * np.linalg.inv(cell).T)

@@ -1,0 +1,1 @@
+"""What a trained model learned: plots and error analysis."""

@@ -1,0 +1,185 @@
+"""Energies, forces and stress of any model: the only place with derivatives.
+
+Forces are ``-dE/dx``. Stress is ``(1/V) dE/dstrain`` with ASE's sign: every position and
+lattice vector r goes to ``r (1 + strain)``, strain symmetric. Both are exact derivatives of the
+energy for every model and scheme, k-space included.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ewald_jax import ops
+from ewald_jax.graph.schema import Batch
+from ewald_jax.kspace import cell_volume
+from ewald_jax.nn.ewald import kspace_geometry
+from ewald_jax.typing import Array, Float, PyTree
+
+
+class Prediction(NamedTuple):
+    """What a model says about a batch; rows of padding are zero.
+
+    Attributes:
+        energy: [graphs], eV.
+        forces: [nodes, 3], eV/Å, or None.
+        stress: [graphs, 3, 3], eV/Å^3, or None; zero for structures without periodicity. For
+            partly periodic ones V is the volume of the whole cell, vacuum included.
+    """
+
+    energy: Array
+    forces: Array | None = None
+    stress: Array | None = None
+
+
+class EnergyScale(Protocol):
+    """What `predict` needs of the data statistics (see `data.statistics.Statistics`)."""
+
+    scale: float
+    mean: float
+
+    def reference(self, species: Any) -> Any:
+        """Sum of the reference energies of atoms, eV."""
+
+
+def init_params(model: nn.Module, key: jax.Array, batch: Batch) -> PyTree:
+    """Random parameters; only shapes and types of `batch` matter."""
+
+    def init(key, batch):
+        return model.init(key, _unlabelled(batch), _geometry(model, batch))
+
+    return jax.jit(init)(key, batch)["params"]
+
+
+def model_outputs(
+    model: nn.Module,
+    params: PyTree,
+    batch: Batch,
+    forces: bool = False,
+    stress: bool = False,
+) -> Prediction:
+    """Energy and its derivatives in model units (before scale and reference energies).
+
+    A pure function for use inside `jax.jit`, `jax.grad` and training steps.
+
+    Args:
+        model: Module that returns node energies.
+        params: Its parameters.
+        batch: Structures; targets are not looked at.
+        forces: Also compute forces.
+        stress: Also compute stress.
+
+    Returns:
+        The prediction.
+    """
+    batch = _unlabelled(batch)
+    graph = batch.graph
+    positions, cell = graph.nodes["positions"], graph.globals["cell"]
+
+    def total(positions, strain):
+        energy = _energy(model, params, _deformed(batch, positions, strain))
+        return jnp.sum(energy), energy
+
+    strain = jnp.zeros_like(cell) if stress else None
+    if not (forces or stress):
+        return Prediction(total(positions, strain)[1])
+    argnums = (0, 1) if stress else (0,)
+    gradients, energy = jax.grad(total, argnums, has_aux=True)(positions, strain)
+    force = jnp.where(ops.node_mask(graph)[:, None], -gradients[0], 0.0) if forces else None
+    if not stress:
+        return Prediction(energy, force)
+    has_volume = jnp.any(graph.globals["pbc"], axis=-1) & ops.graph_mask(graph)
+    volume = jnp.where(has_volume, jnp.abs(cell_volume(cell)), 1.0)
+    virial = jnp.where(has_volume[:, None, None], gradients[1], 0.0)
+    return Prediction(energy, force, virial / volume[:, None, None])
+
+
+def predict(
+    model: nn.Module,
+    params: PyTree,
+    batch: Batch,
+    statistics: EnergyScale | None = None,
+    forces: bool = True,
+    stress: bool = False,
+) -> Prediction:
+    """Predicts a batch, compiled once per shape.
+
+    Args:
+        model: From `build_model` or `load_checkpoint`.
+        params: Its parameters.
+        batch: From `batch_from_atoms` or a loader.
+        statistics: Scale and reference energies of the training data; with them the result is
+            in physical eV, summed in float64 on the host (total energies of hundreds of keV
+            do not fit float32). None leaves model units.
+        forces: Also predict forces.
+        stress: Also predict stress.
+
+    Returns:
+        The prediction; with `statistics` as numpy arrays.
+    """
+    out = _jitted_outputs(model, params, batch, forces, stress)
+    return out if statistics is None else to_physical(out, batch, statistics)
+
+
+def to_physical(
+    prediction: Prediction, batch: Batch, statistics: EnergyScale
+) -> Prediction:
+    """Applies scale, mean and reference energies to a prediction in model units (host)."""
+    graph = batch.graph
+    n_node = np.asarray(graph.n_node)
+    species = np.asarray(graph.nodes["species"])
+    ends = np.cumsum(n_node)
+    real = np.array([species[e - n : e].any() for n, e in zip(n_node, ends, strict=True)])
+    offset = np.array(
+        [
+            statistics.mean + statistics.reference(species[e - n : e]) if is_real else 0.0
+            for n, e, is_real in zip(n_node, ends, real, strict=True)
+        ]
+    )
+    scale = statistics.scale
+
+    def scaled(x):
+        return None if x is None else np.asarray(x) * np.asarray(x).dtype.type(scale)
+
+    energy = np.asarray(prediction.energy, np.float64) * scale + offset
+    return Prediction(energy, scaled(prediction.forces), scaled(prediction.stress))
+
+
+@partial(jax.jit, static_argnames=("model", "forces", "stress"))
+def _jitted_outputs(model, params, batch, forces, stress):
+    return model_outputs(model, params, batch, forces, stress)
+
+
+def _energy(model: nn.Module, params: PyTree, batch: Batch) -> Float[Array, " graphs"]:
+    nodes = model.apply({"params": params}, batch, _geometry(model, batch))
+    nodes = jnp.where(ops.node_mask(batch.graph), nodes, 0.0)
+    return ops.sum_nodes(nodes, batch.graph)
+
+
+def _geometry(model: nn.Module, batch: Batch):
+    return None if model.ewald is None else kspace_geometry(model.ewald, batch)
+
+
+def _deformed(batch: Batch, positions: Array, strain: Array | None) -> Batch:
+    """The batch with new positions, then every structure strained."""
+    graph = batch.graph
+    cell = graph.globals["cell"]
+    if strain is not None:
+        symmetric = 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
+        of_node = symmetric[ops.node_graph_index(graph)]
+        positions = positions + jnp.sum(positions[:, :, None] * of_node, axis=1)
+        cell = cell + jnp.sum(cell[:, :, :, None] * symmetric[:, None, :, :], axis=2)
+    return batch._replace(
+        graph=graph._replace(
+            nodes={**graph.nodes, "positions": positions},
+            globals={**graph.globals, "cell": cell},
+        )
+    )
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    """Models never see labels."""
+    return batch._replace(targets={})
