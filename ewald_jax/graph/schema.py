@@ -7,8 +7,8 @@ key                  shape, dtype      meaning, unit                            
 ==================== ================= ========================================== ==========
 ``n_node``           [graphs] int32    atoms of each structure                    the rest
 ``n_edge``           [graphs] int32    edges of each structure                    the rest
-``senders``          [edges] int32     node that sends                            first padding node
-``receivers``        [edges] int32     node that receives                         first padding node
+``senders``          [edges] int32     node that sends                            first pad node
+``receivers``        [edges] int32     node that receives                         first pad node
 ``nodes.positions``  [nodes, 3] float  Cartesian positions, Å                     0
 ``nodes.species``    [nodes] int32     atomic number                              0
 ``edges.shifts``     [edges, 3] int32  lattice translation of the sender          0
@@ -19,8 +19,10 @@ key                  shape, dtype      meaning, unit                            
 An edge's vector is ``positions[senders] + shifts @ cell - positions[receivers]``: it points
 from the receiver to the image of the sender. Lattice vectors that are zero and not periodic
 are completed by unit vectors orthogonal to the others (a structure without a cell has the
-identity), so that the cell can always be inverted. Padding follows jraph: one or more graphs at the end, the first of which
-holds all padding nodes and edges.
+identity), so that the cell can always be inverted.
+
+Padding follows jraph: one or more graphs at the end, the first of which holds all padding
+nodes and edges.
 
 ``Batch.dense_index`` [rows, slots] int32 gives the dense per-structure layout of the k-space
 sums: the node in each slot, or ``nodes`` (one past the end) for an empty slot. Its shape

@@ -32,7 +32,7 @@ def k_dot_r(
 def phases(
     positions: Float[Array, "nodes 3"],
     kvecs: Float[Array, "kvecs 3"],
-    damping: Float[Array, "nodes *kvecs"] | None = None,
+    damping: Float[Array, "nodes ..."] | None = None,
 ) -> Float[Array, "nodes two_kvecs"]:
     """``[w cos(k.r), w sin(k.r)]``, the only thing that both sums need of the geometry.
 
@@ -95,7 +95,7 @@ def structure_factor(
     h: Float[Array, "nodes feat"],
     positions: Float[Array, "nodes 3"],
     kvecs: Float[Array, "kvecs 3"],
-    damping: Float[Array, "nodes *kvecs"] | None = None,
+    damping: Float[Array, "nodes ..."] | None = None,
 ) -> tuple[Float[Array, "kvecs feat"], Float[Array, "kvecs feat"]]:
     """Structure factor as the pair of its cosine and sine sums.
 
@@ -118,7 +118,7 @@ def ewald_message(
     positions: Float[Array, "nodes 3"],
     kvecs: Float[Array, "kvecs 3"],
     filter: Float[Array, "kvecs feat"],
-    damping: Float[Array, "nodes *kvecs"] | None = None,
+    damping: Float[Array, "nodes ..."] | None = None,
     prefactor: float = 1.0,
 ) -> Float[Array, "nodes feat"]:
     """The Fourier-space message of one structure; use `jax.vmap` for several.

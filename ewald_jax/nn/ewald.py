@@ -1,4 +1,6 @@
-"""The Ewald block: weights around the k-space sums. Three lines add it to any network::
+"""The Ewald block: weights around the k-space sums.
+
+Three lines add it to any network::
 
 kspace = kspace_geometry(config, batch)                # once per step
 low_rank = EwaldFilter(config)(kspace)                 # once per model
