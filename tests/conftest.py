@@ -29,6 +29,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def graph_cache(tmp_path_factory):
+    """Tests share a cache of graphs, and leave the user's alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EWALD_JAX_CACHE", str(tmp_path_factory.mktemp("graph_cache")))
+        yield
+
+
 def _restoring(name, value):
     before = getattr(jax.config, name)
     jax.config.update(name, value)
