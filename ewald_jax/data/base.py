@@ -1,0 +1,225 @@
+"""The config of a data set, and how its files become one.
+
+A new kind of file is one new module with a reader (see `ase_files.Reader`): a generator
+from a path to `ase.Atoms`, and one line in `READERS`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ase
+
+from ewald_jax.data import ase_files, samples
+from ewald_jax.data.ase_files import Reader, kind_of
+from ewald_jax.data.cache import cached_store, store_from_atoms
+from ewald_jax.data.dataset import GraphDataset
+from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.statistics import StatisticsConfig
+from ewald_jax.typing import InputError
+
+READERS: dict[str, Reader] = {
+    **ase_files.ASE_READERS,
+}
+"""Readers by the name that `DataConfig.kind` takes."""
+
+ROLES = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where structures come from, which labels count, and how they are split.
+
+    Give one of `name`, `path`, or `train` (with `val` and `test`).
+
+    Attributes:
+        name: A sample set of the package.
+        path: A file, a folder of files, or a pattern such as ``data/*.extxyz.xz``.
+        train: Files of the training split, like `path`.
+        val: Files of the validation split; without them, `val_size` of the training files.
+        test: Files of the test split; without them there is none.
+        kind: Reader of the files, a key of `READERS`; "" chooses it by the file's name.
+        energy_key: Key of the energy in the file.
+        forces_key: Key of the forces in the file.
+        stress_key: Key of the stress in the file.
+        labels: Labels that every structure must have; others are ignored. Empty asks for the
+            energy, and takes forces and stress where the first structure has them.
+        energy_unit: Unit of energies in the file, such as ``kcal/mol``.
+        length_unit: Unit of lengths in the file.
+        split: ``random``, ``key``, or a split of the sample set; "" is the sample set's own
+            or else ``random``. Not used with `train`.
+        split_key: For ``key``: metadata key whose equal values stay together.
+        split_seed: Seed of the shuffle.
+        train_size: Share (below 1) or number of training structures; 0 is all the rest.
+        val_size: Share or number of validation structures.
+        test_size: Share or number of test structures.
+        limit: At most so many training structures, after the shuffle; 0 is no limit.
+        limit_eval: The same for validation and test structures.
+        cache_dir: Folder of cached graphs; "" is the user's, "none" is no cache.
+        statistics: Reference energies and normalisation.
+    """
+
+    name: str = ""
+    path: str = ""
+    train: str = ""
+    val: str = ""
+    test: str = ""
+    kind: str = ""
+    energy_key: str = "energy"
+    forces_key: str = "forces"
+    stress_key: str = "stress"
+    labels: tuple[str, ...] = ()
+    energy_unit: str = "eV"
+    length_unit: str = "Angstrom"
+    split: str = ""
+    split_key: str = ""
+    split_seed: int = 0
+    train_size: float = 0.0
+    val_size: float = 0.1
+    test_size: float = 0.1
+    limit: int = 0
+    limit_eval: int = 0
+    cache_dir: str = ""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+
+    def __post_init__(self):
+        """Checks what can be checked without looking at files.
+
+        Raises:
+            InputError: If fields contradict each other or are out of range.
+        """
+        given = [key for key in ("name", "path", "train") if getattr(self, key)]
+        if len(given) > 1:
+            raise InputError(
+                f"data.{given[0]} and data.{given[1]} are both set, expected one of them"
+            )
+        if (self.val or self.test) and not self.train:
+            raise InputError("data.val and data.test need data.train beside them")
+        unknown = set(self.labels) - set(LABELS)
+        if unknown:
+            raise InputError(
+                f"data.labels has {min(unknown)!r}, expected some of {', '.join(LABELS)}"
+            )
+        for role in ROLES:
+            size = getattr(self, f"{role}_size")
+            if size < 0 or (size >= 1 and size != int(size)):
+                raise InputError(
+                    f"data.{role}_size is {size}, expected a share below 1 or a whole number"
+                )
+        if self.limit < 0 or self.limit_eval < 0:
+            raise InputError("data.limit and data.limit_eval must be 0 or more")
+        if (self.split == "key") != bool(self.split_key):
+            raise InputError("data.split: key and data.split_key go together")
+
+    @property
+    def label_options(self) -> LabelOptions:
+        """Which labels to read, as the readers take it."""
+        return LabelOptions(
+            self.energy_key,
+            self.forces_key,
+            self.stress_key,
+            tuple(self.labels) or None,
+            self.energy_unit,
+            self.length_unit,
+        )
+
+
+def load_dataset(
+    config: DataConfig,
+    cutoff: float,
+    max_neighbors: int | None = None,
+    progress: bool = False,
+) -> GraphDataset:
+    """Reads the files of a config into one data set, through the cache.
+
+    Args:
+        config: Which files and labels.
+        cutoff: Distance cutoff of the edges, Å.
+        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        progress: Show a progress bar on stderr while graphs are built.
+
+    Raises:
+        InputError: If there is nothing to read, or it is broken; names file and structure.
+    """
+    files = [
+        (role, path)
+        for role, value in _sources(config).items()
+        for path in expand_path(value, config.kind)
+    ]
+    stores = [
+        cached_store(
+            path,
+            READERS[config.kind or kind_of(path, READERS)],
+            config.label_options,
+            cutoff,
+            max_neighbors,
+            config.cache_dir,
+            progress,
+        )
+        for _, path in files
+    ]
+    return GraphDataset(stores, cutoff, max_neighbors, [role for role, _ in files])
+
+
+def dataset_from_atoms(
+    structures: Iterable[ase.Atoms],
+    cutoff: float,
+    max_neighbors: int | None = None,
+    options: LabelOptions | None = None,
+    source: str = "structures",
+) -> GraphDataset:
+    """A data set of structures in memory.
+
+    Args:
+        structures: At least one; labels from a calculator that holds results, or `info`.
+        cutoff: Distance cutoff of the edges, Å.
+        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        options: Which labels to read, ``LabelOptions(labels=())`` for none.
+        source: What error messages call the list.
+
+    Raises:
+        InputError: If a structure is broken or labels are missing.
+    """
+    store = store_from_atoms(
+        structures, source, options or LabelOptions(), cutoff, max_neighbors
+    )
+    return GraphDataset([store], cutoff, max_neighbors)
+
+
+def expand_path(value: str, kind: str = "") -> list[Path]:
+    """The files that a path, folder or pattern stands for, sorted.
+
+    Args:
+        value: A file, a folder, or a pattern with ``*``.
+        kind: Reader whose files to take from a folder, "" for any.
+
+    Raises:
+        InputError: If the kind is unknown, or there is no file.
+    """
+    if kind and kind not in READERS:
+        raise InputError(f"data.kind is {kind!r}, expected one of {', '.join(READERS)}")
+    path = Path(value).expanduser()
+    if path.is_dir():
+        readers = [READERS[kind]] if kind else READERS.values()
+        suffixes = tuple(suffix for reader in readers for suffix in reader.suffixes)
+        found = [p for p in path.iterdir() if p.name.lower().endswith(suffixes)]
+        expected = f"files that end in {', '.join(suffixes)}"
+    elif "*" in path.name:
+        found = list(path.parent.glob(path.name))
+        expected = "a pattern that some file matches"
+    else:
+        return [path]
+    if not found:
+        raise InputError(f"{path}: no file found, expected {expected}")
+    # 2.xyz before 10.xyz
+    return sorted(found, key=lambda p: (len(p.name), p.name))
+
+
+def _sources(config: DataConfig) -> dict[str, str]:
+    if config.name:
+        return {"": str(samples.sample_path(config.name))}
+    if config.path:
+        return {"": config.path}
+    if config.train:
+        return {role: getattr(config, role) for role in ROLES if getattr(config, role)}
+    raise InputError("data has no source, expected data.name, data.path or data.train")

@@ -1,0 +1,115 @@
+"""A data set as training sees it: structures by number, from one file or several."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ewald_jax.data.store import GraphStore, Sample
+from ewald_jax.graph.schema import ENERGY, FREE
+from ewald_jax.typing import InputError
+
+
+class GraphDataset:
+    """Structures as graphs with labels, from one file or several, read on demand.
+
+    Attributes:
+        cutoff: Distance cutoff of the edges, Å.
+        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        n_node: [structures] atoms of each.
+        n_edge: [structures] edges of each.
+        labels: Labels that every structure has; ``free`` among them if any atom is fixed.
+        roles: [structures] split that each structure's file was given for, "" if none.
+        fingerprint: Hash of everything the content depends on.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[GraphStore],
+        cutoff: float,
+        max_neighbors: int | None = None,
+        roles: Sequence[str] | None = None,
+    ):
+        """Joins the graphs of several files.
+
+        Args:
+            stores: One per file, at least one.
+            cutoff: Distance cutoff they were built with, Å.
+            max_neighbors: Neighbor limit they were built with.
+            roles: Split that each file was given for.
+
+        Raises:
+            InputError: If the files have different labels.
+        """
+        first = stores[0]
+        for store in stores:
+            if store.labels != first.labels:
+                raise InputError(
+                    f"{store.source} has the labels {', '.join(store.labels) or 'none'} but "
+                    f"{first.source} has {', '.join(first.labels) or 'none'}; expected the "
+                    "same in all files, or data.labels with the labels to use"
+                )
+        self.cutoff, self.max_neighbors = cutoff, max_neighbors
+        self._stores = tuple(stores)
+        self._starts = np.cumsum([0, *map(len, stores)])
+        self.n_node = np.concatenate([store.n_node for store in stores])
+        self.n_edge = np.concatenate([store.n_edge for store in stores])
+        self._all_free = all(store.all_free for store in stores)
+        self.labels = first.labels + (() if self._all_free else (FREE,))
+        self.roles = np.repeat(list(roles or [""] * len(stores)), list(map(len, stores)))
+        self.fingerprint = "-".join(store.fingerprint[:16] for store in stores)
+
+    def __len__(self) -> int:
+        """Number of structures."""
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        """One structure; negative indices count from the end."""
+        store, local = self._locate(index)
+        sample = store.sample(local)
+        if self._all_free:
+            del sample.targets[FREE]
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All structures in order."""
+        return (self[index] for index in range(len(self)))
+
+    def species(self, index: int) -> np.ndarray:
+        """Atomic numbers [n] of a structure."""
+        store, local = self._locate(index)
+        return store.species(local)
+
+    @cached_property
+    def energies(self) -> np.ndarray:
+        """[structures] energies, eV, float64.
+
+        Raises:
+            InputError: If the data set has no energies.
+        """
+        if ENERGY not in self.labels:
+            raise InputError(f"{self._stores[0].source} was read without energies")
+        return np.concatenate([store.arrays[ENERGY] for store in self._stores])
+
+    def info(self, index: int) -> dict[str, Any]:
+        """Metadata of a structure: the scalars that stood beside it in the file."""
+        store, local = self._locate(index)
+        return dict(store.infos[local])
+
+    def infos(self) -> list[dict[str, Any]]:
+        """Metadata of all structures."""
+        return [dict(info) for store in self._stores for info in store.infos]
+
+    def where(self, index: int) -> str:
+        """The file and number of a structure, as error messages name it."""
+        store, local = self._locate(index)
+        return f"{store.source}: structure {local}"
+
+    def _locate(self, index: int) -> tuple[GraphStore, int]:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"structure {index} of {len(self)}")
+        index %= len(self)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._stores[number], index - int(self._starts[number])

@@ -1,0 +1,250 @@
+"""Labels of a structure, wherever a file keeps them, brought to one place and one unit.
+
+Every reader yields `ase.Atoms` as it found them; `standardise` turns them into `ase.Atoms`
+whose labels are in a `SinglePointCalculator` (eV, eV/Å, eV/Å^3, Voigt stress: ASE's own
+convention) and whose `info` holds plain metadata. Nothing downstream looks anywhere else.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import ase.units
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixCartesian
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+
+from ewald_jax.graph.build import check_atoms
+from ewald_jax.graph.schema import ENERGY, FORCES, FREE, STRESS
+from ewald_jax.typing import InputError
+
+LABELS = (ENERGY, FORCES, STRESS)
+
+_ALIASES = {"ev": "eV", "angstrom": "Ang", "å": "Ang", "hartree": "Ha", "rydberg": "Ry"}
+_UNITS = {
+    name: getattr(ase.units, name)
+    for name in ("eV", "Ha", "Ry", "kcal", "kJ", "mol", "Ang", "Bohr", "nm")
+} | {"meV": 1e-3 * ase.units.eV, "mHa": 1e-3 * ase.units.Ha}
+
+
+class LabelOptions(NamedTuple):
+    """Which labels to read, under which keys and in which units.
+
+    Attributes:
+        energy_key: Key of the energy, in `info`, in the calculator's results or in a column.
+        forces_key: Key of the forces.
+        stress_key: Key of the stress: 3x3, 9 numbers, or 6 in Voigt order.
+        labels: Labels that every structure must have; others are ignored. None asks for the
+            energy, and takes forces and stress where the first structure has them.
+        energy_unit: Unit of energies, such as ``eV``, ``kcal/mol`` or ``Hartree``.
+        length_unit: Unit of lengths, such as ``Angstrom`` or ``Bohr``.
+    """
+
+    energy_key: str = "energy"
+    forces_key: str = "forces"
+    stress_key: str = "stress"
+    labels: tuple[str, ...] | None = None
+    energy_unit: str = "eV"
+    length_unit: str = "Angstrom"
+
+    def key(self, label: str) -> str:
+        """The key in the file of a label."""
+        return {
+            ENERGY: self.energy_key,
+            FORCES: self.forces_key,
+            STRESS: self.stress_key,
+        }[label]
+
+
+def unit_factor(unit: str) -> float:
+    """What a quantity in `unit` is multiplied by to be in eV or Å.
+
+    Args:
+        unit: Names joined by ``/``, such as ``kcal/mol``.
+
+    Raises:
+        InputError: If a name is not known.
+    """
+    factor = 1.0
+    for position, name in enumerate(unit.split("/")):
+        name = _ALIASES.get(name.strip().lower(), name.strip())
+        if name not in _UNITS:
+            raise InputError(
+                f"unknown unit {name!r} in {unit!r}, expected names of "
+                f"{', '.join(_UNITS)} joined by '/', such as 'kcal/mol'"
+            )
+        factor = factor * _UNITS[name] if position == 0 else factor / _UNITS[name]
+    return factor
+
+
+def standardise(
+    frames: Iterable[ase.Atoms], source: str | Path, options: LabelOptions
+) -> Iterator[ase.Atoms]:
+    """Yields each structure with its labels in a `SinglePointCalculator`, in eV and Å.
+
+    Args:
+        frames: Structures as a reader found them.
+        source: The file, for error messages.
+        options: What to read.
+
+    Raises:
+        InputError: If a label is missing, only on some structures, not finite or of the
+            wrong shape, or if a unit or label name is unknown.
+    """
+    unknown = set(options.labels or ()) - set(LABELS)
+    if unknown:
+        raise InputError(f"unknown label {min(unknown)!r}, expected {', '.join(LABELS)}")
+    energy = unit_factor(options.energy_unit)
+    length = unit_factor(options.length_unit)
+    factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
+    wanted: tuple[str, ...] | None = options.labels
+    for index, atoms in enumerate(frames):
+        where = f"{source}: structure {index}"
+        try:
+            check_atoms(atoms)
+        except InputError as error:
+            raise InputError(f"{where} {error}") from error
+        found = {name: _find(atoms, options.key(name)) for name in LABELS}
+        if wanted is None:
+            # Only the energy is compulsory; what else the first structure has, all must.
+            wanted = tuple(n for n in LABELS if n == ENERGY or found[n] is not None)
+        _check_complete(atoms, found, wanted, index, where, options)
+        results = {
+            name: _convert(name, found[name], len(atoms), where, options.key(name))
+            * factors[name]
+            for name in wanted
+        }
+        yield _with_results(atoms, results, length, options)
+
+
+def structure_targets(atoms: ase.Atoms) -> dict[str, np.ndarray]:
+    """The labels of a standardised structure, in the layout of `graph.schema`.
+
+    Returns:
+        ``energy`` [], ``forces`` [n, 3], ``stress`` [3, 3], as far as they are there, all
+        float64, and always ``free`` [n] bool: the atoms that no constraint holds fixed.
+    """
+    results = atoms.calc.results if atoms.calc is not None else {}
+    targets = {name: np.asarray(results[name]) for name in LABELS if name in results}
+    if STRESS in targets and targets[STRESS].shape != (3, 3):
+        targets[STRESS] = voigt_6_to_full_3x3_stress(targets[STRESS])
+    return {**targets, FREE: free_atoms(atoms)}
+
+
+def free_atoms(atoms: ase.Atoms) -> np.ndarray:
+    """[n] bool: False for atoms that are fixed in all three directions."""
+    free = np.ones(len(atoms), bool)
+    for constraint in atoms.constraints:
+        whole = isinstance(constraint, FixCartesian) and np.all(constraint.mask)
+        if isinstance(constraint, FixAtoms) or whole:
+            free[constraint.get_indices()] = False
+    return free
+
+
+def metadata(atoms: ase.Atoms) -> dict[str, Any]:
+    """The scalars of `info` as plain Python values; others do not survive a cache."""
+    out = {}
+    for key, value in atoms.info.items():
+        if isinstance(value, np.generic) or (
+            isinstance(value, np.ndarray) and value.ndim == 0
+        ):
+            value = value.item()
+        if isinstance(value, bool | int | str) or (
+            isinstance(value, float) and math.isfinite(value)
+        ):
+            out[str(key)] = value
+    return out
+
+
+def keys_present(atoms: ase.Atoms) -> list[str]:
+    """Names of everything a structure carries beside its geometry."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    columns = set(atoms.arrays) - {"numbers", "positions"}
+    return sorted({*results, *map(str, atoms.info), *columns})
+
+
+def _find(atoms: ase.Atoms, key: str) -> Any:
+    results: Mapping[str, Any] = atoms.calc.results if atoms.calc is not None else {}
+    for place in (results, atoms.info, atoms.arrays):
+        if place.get(key) is not None:
+            return place[key]
+    return None
+
+
+def _check_complete(
+    atoms: ase.Atoms,
+    found: Mapping[str, Any],
+    wanted: tuple[str, ...],
+    index: int,
+    where: str,
+    options: LabelOptions,
+) -> None:
+    """Every wanted label must be there; by default, no structure may have more or fewer."""
+    for name in LABELS:
+        key = options.key(name)
+        has, needed = found[name] is not None, name in wanted
+        if has == needed or (has and options.labels is not None):
+            continue
+        if index == 0 or options.labels is not None:
+            present = ", ".join(map(repr, keys_present(atoms))) or "nothing"
+            raise InputError(
+                f"{where} has no {name} under the key {key!r}, it has {present}; expected "
+                f"data.{name}_key to be one of them"
+            )
+        raise InputError(
+            f"{where} has {'a' if has else 'no'} label {name} (key {key!r}), but the "
+            f"structures before it have {'none' if has else 'one'}; expected it on all or "
+            "on none, or data.labels with the labels to use"
+        )
+
+
+def _convert(name: str, value: Any, n: int, where: str, key: str) -> np.ndarray:
+    """The label as float64 of its proper shape, in the file's unit."""
+    shapes, expected = {
+        ENERGY: (((), (1,)), "one number"),
+        FORCES: (((n, 3),), f"three numbers for each of its {n} atoms"),
+        STRESS: (((3, 3), (9,), (6,)), "a 3x3 matrix, or 6 numbers in Voigt order"),
+    }[name]
+    if np.asarray(value).dtype.kind not in "iuf":
+        raise InputError(f"{where}: {name} {key!r} is {value!r:.40}, expected {expected}")
+    array = np.asarray(value, np.float64)
+    if array.shape not in shapes:
+        raise InputError(
+            f"{where}: {name} {key!r} has the shape {array.shape}, expected {expected}"
+        )
+    if not np.isfinite(array).all():
+        first = np.argwhere(~np.isfinite(array))[0]
+        place = f" at atom {first[0]}" if name == FORCES else ""
+        raise InputError(
+            f"{where}: {name} {key!r} is NaN or infinite{place}, expected finite numbers"
+        )
+    if name == STRESS:
+        if array.size == 6:
+            return voigt_6_to_full_3x3_stress(array)
+        array = array.reshape(3, 3)
+        return 0.5 * (array + array.T)
+    return array.reshape(shapes[0])
+
+
+def _with_results(
+    atoms: ase.Atoms, results: dict[str, np.ndarray], length: float, options: LabelOptions
+) -> ase.Atoms:
+    out = atoms.copy()
+    for label in LABELS:
+        out.info.pop(options.key(label), None)
+        if options.key(label) not in ("numbers", "positions"):
+            out.arrays.pop(options.key(label), None)
+    if length != 1.0:
+        out.positions *= length
+        out.cell[:] *= length
+    if results:
+        plain: dict[str, Any] = dict(results)
+        if ENERGY in plain:
+            plain[ENERGY] = float(plain[ENERGY])
+        if STRESS in plain:
+            plain[STRESS] = full_3x3_to_voigt_6_stress(plain[STRESS])
+        out.calc = SinglePointCalculator(out, **plain)
+    return out

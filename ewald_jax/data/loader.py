@@ -1,0 +1,201 @@
+"""Padded batches in a fixed random order, made one step ahead by a thread.
+
+The order depends on the seed and the epoch only, so an epoch can be resumed at any batch.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ewald_jax.data.base import GraphDataset
+from ewald_jax.data.statistics import Statistics
+from ewald_jax.graph.batching import batch_graphs, budgets_from_sizes, choose_budget
+from ewald_jax.graph.schema import (
+    CELL,
+    ENERGY,
+    FORCES,
+    POSITIONS,
+    SPECIES,
+    STRESS,
+    Batch,
+    Budget,
+)
+from ewald_jax.typing import InputError
+
+_FLOAT_TARGETS = (ENERGY, FORCES, STRESS)
+_DONE = object()
+
+
+class Loader:
+    """Batches of some structures of a data set.
+
+    Attributes:
+        indices: [structures] which structures, in the order without a shuffle.
+        batch_size: Structures per batch; the last batch of an epoch may be smaller.
+        budgets: Shapes that batches are padded to, ascending.
+    """
+
+    def __init__(
+        self,
+        dataset: GraphDataset,
+        indices: Sequence[int] | np.ndarray | None = None,
+        batch_size: int = 32,
+        budgets: Sequence[Budget] | None = None,
+        statistics: Statistics | None = None,
+        shuffle_seed: int | None = None,
+        dtype: np.dtype | type = np.float32,
+        max_buckets: int = 4,
+        prefetch: int = 2,
+    ):
+        """Chooses the shapes of all batches; reads nothing yet.
+
+        Args:
+            dataset: The structures.
+            indices: Which of them, None for all.
+            batch_size: Structures per batch.
+            budgets: Shapes to pad to, None to make them from these structures.
+            statistics: If given, their reference energies and mean are subtracted from the
+                energies, in float64 before the cast to `dtype`; the scale is not applied.
+            shuffle_seed: Seed of the order; None keeps the order of `indices`.
+            dtype: Of floats in a batch.
+            max_buckets: Most shapes that are made when `budgets` is None.
+            prefetch: Batches made ahead by a thread, 0 for none and no thread.
+
+        Raises:
+            InputError: If there are no structures, or one of them fits no budget.
+        """
+        self.dataset = dataset
+        self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
+        self.batch_size = batch_size
+        self._statistics, self._seed, self._dtype = statistics, shuffle_seed, dtype
+        self._prefetch = prefetch
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, expected at least 1")
+        if len(self.indices) == 0:
+            raise InputError("a loader needs at least one structure, the split is empty")
+        if budgets is None:
+            budgets = budgets_from_sizes(
+                dataset.n_node[self.indices],
+                dataset.n_edge[self.indices],
+                batch_size,
+                max_buckets,
+            )
+        self.budgets = tuple(budgets)
+        self._check_sizes()
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self.indices) // self.batch_size)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """[structures] the structures of an epoch in the order of their batches."""
+        if self._seed is None:
+            return self.indices
+        return np.random.default_rng([self._seed, epoch]).permutation(self.indices)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, numpy arrays.
+
+        Args:
+            epoch: Number of the epoch, which decides the order.
+            start: First batch to make, to resume an epoch.
+
+        Yields:
+            Batches `start` to `num_batches` - 1, the same ones however often this is called.
+        """
+        order, size = self.order(epoch), self.batch_size
+        batches = (
+            self._batch(order[number * size : (number + 1) * size])
+            for number in range(start, self.num_batches)
+        )
+        return _ahead(batches, self._prefetch) if self._prefetch > 0 else batches
+
+    def _batch(self, indices: np.ndarray) -> Batch:
+        samples = [self.dataset[index] for index in indices]
+        n_node, n_edge = self.dataset.n_node[indices], self.dataset.n_edge[indices]
+        budget = choose_budget(
+            self.budgets,
+            int(n_node.sum()),
+            int(n_edge.sum()),
+            len(indices),
+            int(n_node.max()),
+        )
+        batch = batch_graphs(
+            [s.graph for s in samples], [s.targets for s in samples], budget
+        )
+        return self._cast(batch, n_node)
+
+    def _cast(self, batch: Batch, n_node: np.ndarray) -> Batch:
+        graph, targets, dtype = batch.graph, dict(batch.targets), self._dtype
+        if self._statistics is not None and ENERGY in targets:
+            energies = targets[ENERGY].copy()
+            references = self._statistics.references(graph.nodes[SPECIES], n_node)
+            energies[: len(n_node)] -= references + self._statistics.mean
+            targets[ENERGY] = energies
+        for name in _FLOAT_TARGETS:
+            if name in targets:
+                targets[name] = targets[name].astype(dtype)
+        graph = graph._replace(
+            nodes={**graph.nodes, POSITIONS: graph.nodes[POSITIONS].astype(dtype)},
+            globals={**graph.globals, CELL: graph.globals[CELL].astype(dtype)},
+        )
+        return batch._replace(graph=graph, targets=targets)
+
+    def _check_sizes(self) -> None:
+        largest = self.budgets[-1]
+        n_node, n_edge = self.dataset.n_node, self.dataset.n_edge
+        atoms = min(largest.max_nodes, largest.n_node - 1)
+        too_large = (n_node[self.indices] > atoms) | (n_edge[self.indices] > largest.n_edge)
+        if too_large.any():
+            index = int(self.indices[np.flatnonzero(too_large)[0]])
+            raise InputError(
+                f"{self.dataset.where(index)} is larger than the budget of a batch: "
+                f"{n_node[index]} atoms and {n_edge[index]} edges, expected at most {atoms} "
+                f"and {largest.n_edge}"
+            )
+
+
+def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Runs an iterator in a thread, `depth` items ahead; its errors are raised here.
+
+    The thread starts with the first item asked for, and ends when the consumer does,
+    whether by exhausting the iterator, breaking out of the loop or raising.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def offer(item: object) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                offer((batch, None))
+                if stop.is_set():
+                    return
+            offer((_DONE, None))
+        # Whatever it is, the consumer must hear of it instead of waiting for ever.
+        except BaseException as error:
+            offer((_DONE, error))
+
+    thread = threading.Thread(target=work, name="ewald_jax-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = ready.get()
+            if error is not None:
+                raise error
+            if batch is _DONE:
+                return
+            yield batch
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,268 @@
+"""Reference energies per element, mean and scale: what a network need not learn.
+
+    E = scale * E_network + mean + sum_i reference[Z_i],     F = scale * F_network
+
+By default the reference energies are the least-squares fit of the energies to the number of
+atoms of each element, the mean is zero, and the scale is the spread of what is left. All of
+it is float64 on the host: total energies have more digits than float32.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.optimize
+from ase.data import atomic_numbers, chemical_symbols
+
+from ewald_jax.graph.schema import FORCES, MAX_ATOMIC_NUMBER
+from ewald_jax.typing import InputError
+
+if TYPE_CHECKING:
+    from ewald_jax.data.base import GraphDataset
+
+_LENGTH = MAX_ATOMIC_NUMBER + 1
+_NEGLIGIBLE = 1e-9
+"""A residual spread below this share of the largest energy is rounding, not a scale."""
+
+
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """How energies are made ready for a network.
+
+    Attributes:
+        reference: ``lstsq`` fits reference energies, ``nonnegative`` fits them with every
+            atom's energy at most zero (as the paper does for OE62), ``none`` leaves them 0.
+        intercept: Fit a constant beside them, which becomes the mean.
+        scale_from: ``energy``, the residual's standard deviation, or ``forces``, their RMS.
+        reference_energies: eV by symbol; given ones are not fitted.
+        mean: Fixed mean, eV.
+        scale: Fixed scale, eV, larger than zero.
+    """
+
+    reference: str = "lstsq"
+    intercept: bool = False
+    scale_from: str = "energy"
+    reference_energies: dict[str, float] = field(default_factory=dict)
+    mean: float | None = None
+    scale: float | None = None
+
+    def __post_init__(self):
+        """Checks the values.
+
+        Raises:
+            InputError: If one is out of range.
+        """
+        for key, known in (
+            ("reference", ("lstsq", "nonnegative", "none")),
+            ("scale_from", ("energy", "forces")),
+        ):
+            if getattr(self, key) not in known:
+                raise InputError(
+                    f"statistics.{key} is {getattr(self, key)!r}, expected one of "
+                    f"{', '.join(known)}"
+                )
+        for symbol in self.reference_energies:
+            if not 0 < atomic_numbers.get(symbol, 0) < _LENGTH:
+                raise InputError(
+                    f"statistics.reference_energies has {symbol!r}, expected element symbols"
+                )
+        if self.scale is not None and not (np.isfinite(self.scale) and self.scale > 0):
+            raise InputError(f"statistics.scale is {self.scale}, expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Reference energies and normalisation of a training set.
+
+    Attributes:
+        reference_energies: [119] eV by atomic number, 0 where unseen.
+        mean: eV per structure.
+        scale: eV, larger than zero.
+        species: Atomic numbers seen, ascending.
+    """
+
+    reference_energies: tuple[float, ...] = (0.0,) * _LENGTH
+    mean: float = 0.0
+    scale: float = 1.0
+    species: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        """Checks the values.
+
+        Raises:
+            InputError: If lengths are wrong or numbers not finite.
+        """
+        if len(self.reference_energies) != _LENGTH:
+            raise InputError(
+                f"statistics have {len(self.reference_energies)} reference energies, "
+                f"expected {_LENGTH}"
+            )
+        if not np.isfinite([*self.reference_energies, self.mean, self.scale]).all():
+            raise InputError(
+                "statistics have a NaN or infinite number, expected finite ones"
+            )
+        if not self.scale > 0:
+            raise InputError(f"statistics have the scale {self.scale}, expected it above 0")
+
+    def reference(self, species: Sequence[int] | np.ndarray) -> np.float64:
+        """Sum of the reference energies of atoms [n], eV; the mean is not in it."""
+        return np.asarray(self.reference_energies, np.float64)[np.asarray(species)].sum()
+
+    def references(self, species: np.ndarray, n_node: np.ndarray) -> np.ndarray:
+        """`reference` of several structures [structures], from their atoms end to end.
+
+        Args:
+            species: [nodes] atomic numbers; nodes beyond the last structure are ignored.
+            n_node: [structures] atoms of each, at least one.
+        """
+        atoms = np.asarray(self.reference_energies, np.float64)[species[: n_node.sum()]]
+        return np.add.reduceat(atoms, np.cumsum(n_node) - n_node)
+
+    def unseen(self, species: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+        """Atomic numbers among `species` [n] that the training set did not have."""
+        return tuple(sorted(set(np.asarray(species).tolist()) - set(self.species)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; reference energies by symbol, of the species seen."""
+        seen = {
+            z: energy
+            for z, energy in enumerate(self.reference_energies)
+            if energy or z in self.species
+        }
+        return {
+            "reference_energies": {chemical_symbols[z]: e for z, e in seen.items()},
+            "mean": self.mean,
+            "scale": self.scale,
+            "species": [chemical_symbols[z] for z in self.species],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Statistics":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: If keys are missing or values broken.
+        """
+        try:
+            energies = [0.0] * _LENGTH
+            for symbol, energy in values["reference_energies"].items():
+                energies[atomic_numbers[symbol]] = float(energy)
+            return cls(
+                tuple(energies),
+                float(values["mean"]),
+                float(values["scale"]),
+                tuple(sorted(atomic_numbers[symbol] for symbol in values["species"])),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"statistics are incomplete or broken ({type(error).__name__}: {error}), "
+                "expected reference_energies, mean, scale and species"
+            ) from error
+
+
+def fit_statistics(
+    data: Iterable[tuple[np.ndarray, float, np.ndarray | None]],
+    config: StatisticsConfig | None = None,
+) -> Statistics:
+    """Fits reference energies, mean and scale.
+
+    Args:
+        data: Per structure: atomic numbers [n], energy in eV, forces [n, 3] in eV/Å or None.
+        config: What to fit and what is given.
+
+    Returns:
+        The statistics. The scale is 1 if the energies leave no spread to scale by, as those
+        of a single structure do.
+
+    Raises:
+        InputError: If there are no structures, or forces are asked for and missing.
+    """
+    config = config or StatisticsConfig()
+    counts, energies, squares, components = [], [], 0.0, 0
+    for species, energy, forces in data:
+        counts.append(np.bincount(np.asarray(species), minlength=_LENGTH))
+        energies.append(float(energy))
+        if forces is not None:
+            squares += float(np.sum(np.square(forces, dtype=np.float64)))
+            components += np.size(forces)
+    if not energies:
+        raise InputError(
+            "statistics need at least one structure, the training set is empty"
+        )
+    composition = np.array(counts, np.float64)
+    target = np.array(energies, np.float64)
+    seen = np.flatnonzero(composition.any(axis=0))
+
+    reference = np.zeros(_LENGTH)
+    for symbol, energy in config.reference_energies.items():
+        reference[atomic_numbers[symbol]] = energy
+    given = [atomic_numbers[symbol] for symbol in config.reference_energies]
+    residual = target - composition @ reference - (config.mean or 0.0)
+    fitted = [z for z in seen if z not in given] if config.reference != "none" else []
+    columns = [composition[:, z] for z in fitted]
+    intercept = config.intercept and config.mean is None
+    if intercept:
+        columns.append(np.ones(len(target)))
+    coefficients = _fit(columns, residual, config.reference == "nonnegative", intercept)
+    reference[fitted] = coefficients[: len(fitted)]
+    mean = float(coefficients[-1]) if intercept else float(config.mean or 0.0)
+
+    if config.scale is not None:
+        scale = float(config.scale)
+    elif config.scale_from == "forces":
+        if not components:
+            raise InputError(
+                "statistics.scale_from is 'forces', but the data have no forces"
+            )
+        scale = float(np.sqrt(squares / components)) or 1.0
+    else:
+        left = target - composition @ reference - mean
+        floor = _NEGLIGIBLE * max(float(np.abs(target).max()), 1.0)
+        spread = float(np.std(left))
+        scale = spread if spread > floor else 1.0
+    return Statistics(tuple(reference.tolist()), mean, scale, tuple(seen.tolist()))
+
+
+def dataset_statistics(
+    dataset: "GraphDataset",
+    indices: Sequence[int] | np.ndarray,
+    config: StatisticsConfig | None = None,
+) -> Statistics:
+    """`fit_statistics` of some structures of a data set, usually the training split.
+
+    Raises:
+        InputError: As `fit_statistics`, and if the data set has no energies.
+    """
+    energies = dataset.energies
+    config = config or StatisticsConfig()
+    wants_forces = config.scale_from == "forces" and config.scale is None
+    return fit_statistics(
+        (
+            (
+                dataset.species(i),
+                energies[i],
+                dataset[i].targets.get(FORCES) if wants_forces else None,
+            )
+            for i in indices
+        ),
+        config,
+    )
+
+
+def _fit(
+    columns: list[np.ndarray], energies: np.ndarray, nonnegative: bool, intercept: bool
+) -> np.ndarray:
+    """Least squares of smallest norm; on request, no coefficient above zero."""
+    if not columns:
+        return np.zeros(0)
+    matrix = np.stack(columns, axis=1)
+    if not nonnegative:
+        return np.linalg.lstsq(matrix, energies)[0]
+    if intercept:
+        # The constant may have either sign: the difference of two that may not.
+        matrix = np.concatenate([matrix, -matrix[:, -1:]], axis=1)
+    solution = -scipy.optimize.nnls(matrix, -energies)[0]
+    if intercept:
+        solution = np.append(solution[:-2], solution[-2] - solution[-1])
+    return solution
