@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 SAMPLES: tuple[str, ...] = ("dimers", "slabs")
 
-__all__ = ["SAMPLES", "SPLITS", "provenance_path", "read_sample", "sample_path", "split_indices"]
+__all__ = [
+    "SAMPLES",
+    "SPLITS",
+    "provenance_path",
+    "read_sample",
+    "sample_path",
+    "split_indices",
+]
 
 
 def sample_path(name: str) -> Path:
