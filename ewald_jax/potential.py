@@ -120,7 +120,8 @@ def predict(
     Returns:
         The prediction; with `statistics` as numpy arrays.
     """
-    out = _jitted_outputs(model, params, batch, forces, stress)
+    # Labels stay outside: they would make a compilation of their own.
+    out = _jitted_outputs(model, params, _unlabelled(batch), forces, stress)
     return out if statistics is None else to_physical(out, batch, statistics)
 
 

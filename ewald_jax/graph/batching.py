@@ -11,8 +11,12 @@ import numpy as np
 
 from ewald_jax.graph.schema import (
     CELL,
+    ENERGY,
+    FORCES,
+    FREE,
     GRAPH_TARGETS,
     NODE_TARGETS,
+    STRESS,
     Batch,
     Budget,
 )
@@ -41,11 +45,17 @@ def batch_graphs(
         The batch, numpy arrays.
 
     Raises:
-        InputError: If there are no structures, or they do not fit the budget.
+        InputError: If there are no structures, they do not fit the budget, or the labels are
+            not those of the structures.
     """
     if not graphs:
         raise InputError("a batch needs at least one structure")
+    _check_targets(targets or [], graphs)
     graph = jraph.batch_np(list(graphs)) if len(graphs) > 1 else graphs[0]
+    # jraph's offsets are int64: a batch of one and a batch of two would be two compilations.
+    graph = graph._replace(
+        senders=graph.senders.astype(np.int32), receivers=graph.receivers.astype(np.int32)
+    )
     n_node = np.asarray(graph.n_node)
     if budget is None:
         rows, slots = len(n_node), int(n_node.max())
@@ -197,6 +207,22 @@ def _dense_index(n_node: np.ndarray, rows: int, slots: int, empty: int) -> np.nd
     filled = np.arange(slots)[None, :] < n_node[:, None]
     index[: len(n_node)][filled] = np.arange(int(n_node.sum()))
     return index
+
+
+def _check_targets(
+    targets: Sequence[Mapping[str, np.ndarray]], graphs: Sequence[jraph.GraphsTuple]
+) -> None:
+    if targets and len(targets) != len(graphs):
+        raise InputError(f"got labels of {len(targets)} structures for {len(graphs)}")
+    for index, (labels, graph) in enumerate(zip(targets, graphs, strict=False)):
+        n = int(graph.n_node[0])
+        shapes = {ENERGY: (), STRESS: (3, 3), FORCES: (n, 3), FREE: (n,)}
+        for key, value in labels.items():
+            if key in shapes and np.shape(value) != shapes[key]:
+                raise InputError(
+                    f"structure {index} has {key!r} of shape {np.shape(value)}, expected "
+                    f"{shapes[key]}"
+                )
 
 
 def _batch_targets(

@@ -94,7 +94,7 @@ def check_atoms(atoms: ase.Atoms) -> None:
                 f"is periodic along lattice vector {axis + 1}, which is zero; expected a "
                 "cell, or pbc off along it"
             )
-    if atoms.pbc.any() and _smallest_height(complete_cell(cell)) < MIN_CELL_HEIGHT:
+    if atoms.pbc.any() and _smallest_height(cell) < MIN_CELL_HEIGHT:
         raise InputError(
             "is periodic but its cell is singular (linearly dependent lattice vectors "
             f"{cell.tolist()}), expected three independent ones"
@@ -120,7 +120,11 @@ def check_distances(atoms: ase.Atoms, neighbors: Neighbors) -> None:
 
 
 def _smallest_height(cell: np.ndarray) -> float:
-    """Smallest distance between opposite faces of the cell, Å; 0 if it is flat."""
+    """Smallest distance between opposite faces of the completed cell, Å; 0 if it is flat."""
+    with np.errstate(invalid="ignore"):
+        cell = complete_cell(cell)
+    if not np.isfinite(cell).all():  # two parallel vectors have no normal
+        return 0.0
     volume = abs(np.linalg.det(cell))
     areas = [
         np.linalg.norm(np.cross(cell[(a + 1) % 3], cell[(a + 2) % 3])) for a in range(3)

@@ -49,10 +49,12 @@ def neighbor_list(
         The pairs.
 
     Raises:
-        InputError: If `cutoff` or `max_neighbors` is not positive.
+        InputError: If `cutoff` or `max_neighbors` is not positive, or `cutoff` not finite.
     """
-    if not cutoff > 0:
-        raise InputError(f"the distance cutoff must be larger than 0 Å, not {cutoff}")
+    if not (cutoff > 0 and np.isfinite(cutoff)):
+        raise InputError(
+            f"the distance cutoff must be finite and larger than 0 Å, not {cutoff}"
+        )
     if max_neighbors is not None and max_neighbors < 1:
         raise InputError(f"max_neighbors must be at least 1 or None, not {max_neighbors}")
     positions = np.asarray(positions, np.float64)

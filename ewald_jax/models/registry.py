@@ -36,6 +36,10 @@ def build_model(name: str, **config: Any) -> nn.Module:
     if isinstance(ewald, Mapping):
         _check_names(ewald, [f.name for f in dataclasses.fields(EwaldConfig)], "ewald")
         fields["ewald"] = EwaldConfig(**ewald)
+    elif not (ewald is None or isinstance(ewald, EwaldConfig)):
+        raise InputError(
+            f"ewald must be an EwaldConfig, a mapping of its fields or None, not {ewald!r}"
+        )
     return cls(**fields)
 
 

@@ -7,6 +7,7 @@ low_rank = EwaldFilter(config)(kspace)                 # once per model
 h = h + EwaldBlock(config)(h, kspace, low_rank)        # once per interaction
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -74,9 +75,15 @@ class EwaldConfig:
                 "ewald.bottleneck must be >= 1 and ewald.num_hidden >= 0, not "
                 f"{self.bottleneck} and {self.num_hidden}"
             )
-        object.__setattr__(self, "num_k", tuple(int(n) for n in self.num_k))
-        if len(self.num_k) != 3:
-            raise InputError(f"ewald.num_k must be three integers, not {self.num_k}")
+        if self.num_k_rbf < 2:
+            raise InputError(f"ewald.num_k_rbf must be >= 2, not {self.num_k_rbf}")
+        try:
+            num_k = tuple(operator.index(n) for n in self.num_k)
+        except TypeError:
+            num_k = ()
+        if len(num_k) != 3:
+            raise InputError(f"ewald.num_k must be three integers, not {self.num_k!r}")
+        object.__setattr__(self, "num_k", num_k)
         host_kvecs(self)  # refuses an empty set
 
     @classmethod
