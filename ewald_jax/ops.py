@@ -66,9 +66,10 @@ def edge_vectors(graph: jraph.GraphsTuple) -> Float[Array, "edges 3"]:
 
     ``x[senders] + shifts @ cell - x[receivers]``, differentiable in positions and cell.
     """
-    positions = graph.nodes["positions"]
-    cell = graph.globals["cell"][edge_graph_index(graph)]  # [edges, 3, 3]
-    shifts = graph.edges["shifts"].astype(positions.dtype)
+    positions = jnp.asarray(graph.nodes["positions"])
+    # [edges, 3, 3]
+    cell = jnp.asarray(graph.globals["cell"])[edge_graph_index(graph)]
+    shifts = jnp.asarray(graph.edges["shifts"], positions.dtype)
     # Elementwise rather than a matrix product: full precision on every accelerator.
     translation = jnp.sum(shifts[:, :, None] * cell, axis=1)
     return positions[graph.senders] + translation - positions[graph.receivers]
@@ -84,7 +85,7 @@ def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:
     Returns:
         [rows, slots, ...].
     """
-    return values.at[dense_index].get(mode="fill", fill_value=0)
+    return jnp.asarray(values).at[dense_index].get(mode="fill", fill_value=0)
 
 
 def node_slots(graph: jraph.GraphsTuple, rows: int, slots: int) -> Int[Array, " nodes"]:
@@ -105,7 +106,7 @@ def from_dense(dense: Array, node_slot: Int[Array, " nodes"]) -> Array:
     Returns:
         [nodes, ...].
     """
-    flat = dense.reshape((-1,) + dense.shape[2:])
+    flat = jnp.asarray(dense).reshape((-1,) + dense.shape[2:])
     return flat.at[node_slot].get(mode="fill", fill_value=0)
 
 

@@ -75,7 +75,8 @@ def model_outputs(
     Returns:
         The prediction.
     """
-    batch = _unlabelled(batch)
+    # numpy arrays that a caller closes over cannot be indexed by traced ones.
+    batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
     graph = batch.graph
     positions, cell = graph.nodes["positions"], graph.globals["cell"]
 
