@@ -88,7 +88,7 @@ def test_dimer_distances_cover_the_range(dimers):
 
 
 def test_stored_distance_is_the_surface_distance(dimers):
-    from ewald_jax.data.samples.dimers import surface_distance
+    from ewald_jax.data.samples.geometry import surface_distance
 
     for atoms in dimers[::200]:
         cut = atoms.info["num_a"]

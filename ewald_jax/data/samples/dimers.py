@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ewald_jax.data.samples import xtb
+from ewald_jax.data.samples.geometry import (
+    facing_rotation,
+    place,
+    random_rotation,
+    surface_distance,
+)
 from ewald_jax.data.samples.monomers import MONOMERS, relaxed_monomer
 
 if TYPE_CHECKING:
@@ -26,66 +32,85 @@ CURVE_CONTACT = -0.8
 NEAR_LIMIT = 3.0
 NEAR_SHARE = 0.15
 RATTLE = (0.015, 0.035)
-TRIES_PER_PAIR = 84
 CHUNK = 40
 CURVE_POINTS = 24
 
-# Bondi's radii in Å (A. Bondi, J. Phys. Chem. 68, 441, 1964)
-VDW_RADII = {1: 1.20, 6: 1.70, 7: 1.55, 8: 1.52, 16: 1.80, 17: 1.75}
+PAIRS: dict[str, tuple[tuple[str, str], ...]] = {
+    "unlike ions": (
+        ("tetrafluoroborate", "ammonium"),
+        ("tetrafluoroborate", "methylammonium"),
+        ("perchlorate", "methylammonium"),
+        ("perchlorate", "tetramethylammonium"),
+        ("trifluoroacetate", "methylammonium"),
+        ("trifluoroacetate", "tetramethylammonium"),
+        ("nitrate", "tetramethylammonium"),
+        ("thiocyanate", "tetramethylammonium"),
+        ("chloride", "tetramethylammonium"),
+        ("nitrate", "methylammonium"),
+        ("mesylate", "methylammonium"),
+        ("mesylate", "ammonium"),
+        ("formate", "methylammonium"),
+        # these leak at many distances: what is kept of them is mostly near contact
+        ("acetate", "ammonium"),
+        ("nitrate", "guanidinium"),
+    ),
+    "like ions": (
+        ("ammonium", "guanidinium"),
+        ("methylammonium", "imidazolium"),
+        ("methylammonium", "methylammonium"),
+        ("pyridinium", "tetramethylammonium"),
+        ("guanidinium", "tetramethylammonium"),
+        ("acetate", "nitrate"),
+        ("formate", "mesylate"),
+        ("thiocyanate", "acetate"),
+        ("tetrafluoroborate", "trifluoroacetate"),
+        ("perchlorate", "mesylate"),
+    ),
+    "ion-zwitterion": (
+        ("ammonium", "glycine"),
+        ("chloride", "glycine"),
+        ("tetramethylammonium", "beta_alanine"),
+        ("formate", "beta_alanine"),
+        ("methylammonium", "betaine"),
+        ("acetate", "betaine"),
+        ("guanidinium", "glycine"),
+        ("nitrate", "tmao"),
+    ),
+    "zwitterions": (
+        ("glycine", "glycine"),
+        ("glycine", "beta_alanine"),
+        ("beta_alanine", "tmao"),
+        ("betaine", "tmao"),
+        ("betaine", "betaine"),
+    ),
+    "ion-polar": (
+        ("guanidinium", "water"),
+        ("acetate", "formamide"),
+        ("ammonium", "dmso"),
+        ("mesylate", "acetonitrile"),
+        ("imidazolium", "acetone"),
+    ),
+    "polar": (
+        ("urea", "betaine"),
+        ("water", "glycine"),
+        ("urea", "dmso"),
+        ("pyridine", "formamide"),
+    ),
+}
 
-PAIRS: tuple[tuple[str, str], ...] = (
-    # unlike ions
-    ("acetate", "ammonium"),
-    ("nitrate", "ammonium"),
-    ("mesylate", "ammonium"),
-    ("formate", "methylammonium"),
-    ("mesylate", "methylammonium"),
-    ("nitrate", "methylammonium"),
-    ("formate", "tetramethylammonium"),
-    ("thiocyanate", "tetramethylammonium"),
-    ("chloride", "tetramethylammonium"),
-    # unlike ions that leak at most distances
-    ("nitrate", "guanidinium"),
-    ("mesylate", "imidazolium"),
-    # like ions
-    ("ammonium", "guanidinium"),
-    ("methylammonium", "imidazolium"),
-    ("methylammonium", "methylammonium"),
-    ("pyridinium", "tetramethylammonium"),
-    ("acetate", "nitrate"),
-    ("formate", "mesylate"),
-    ("thiocyanate", "acetate"),
-    # ion and zwitterion
-    ("ammonium", "glycine"),
-    ("chloride", "glycine"),
-    ("tetramethylammonium", "beta_alanine"),
-    ("formate", "beta_alanine"),
-    ("methylammonium", "betaine"),
-    ("acetate", "betaine"),
-    ("guanidinium", "glycine"),
-    ("nitrate", "tmao"),
-    # two zwitterions
-    ("glycine", "glycine"),
-    ("glycine", "beta_alanine"),
-    ("beta_alanine", "tmao"),
-    ("betaine", "tmao"),
-    ("betaine", "betaine"),
-    # ion and polar molecule
-    ("guanidinium", "water"),
-    ("acetate", "formamide"),
-    ("ammonium", "dmso"),
-    ("mesylate", "acetonitrile"),
-    ("imidazolium", "acetone"),
-    # polar molecules, with and without a zwitterion
-    ("urea", "betaine"),
-    ("water", "glycine"),
-    ("urea", "dmso"),
-    ("pyridine", "formamide"),
-)
+# most of the set are two ions: what a short-range model cannot see is largest there
+TRIES_PER_PAIR = {
+    "unlike ions": 92,
+    "like ions": 80,
+    "ion-zwitterion": 60,
+    "zwitterions": 60,
+    "ion-polar": 44,
+    "polar": 36,
+}
 
 # pair, then for each monomer the atoms of its SMILES that face the partner
 CURVES: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...] = (
-    ("acetate", "methylammonium", (2, 3), (1,)),
+    ("mesylate", "tetramethylammonium", (2, 3, 4), (0, 2, 3)),
     ("guanidinium", "imidazolium", (0, 3), (2,)),
     ("formate", "acetate", (1, 2), (2, 3)),
     ("guanidinium", "betaine", (0, 3), (6, 7)),
@@ -101,9 +126,11 @@ def tasks() -> list[dict]:
         and, for a curve, ``distance`` in Å and the two tuples of facing atoms.
     """
     items: list[dict] = []
-    for number in range(TRIES_PER_PAIR * len(PAIRS)):
-        pair = PAIRS[number % len(PAIRS)]
-        items.append({"index": number, "subset": "pool", "pair": pair})
+    for turn in range(max(TRIES_PER_PAIR.values())):
+        for kind, pairs in PAIRS.items():
+            if turn < TRIES_PER_PAIR[kind]:
+                for pair in pairs:
+                    items.append({"index": len(items), "subset": "pool", "pair": pair})
     # squared, so that the points crowd where the curve bends
     steps = np.linspace(0.0, 1.0, CURVE_POINTS) ** 2
     for first, second, face_a, face_b in CURVES:
@@ -134,6 +161,8 @@ def describe() -> dict:
         "surface_distance_A": "min over atom pairs of distance - both Bondi radii",
         "distance_range_A": [POOL_CONTACT, MAX_DISTANCE],
         "rattle_sigma_A": list(RATTLE),
+        "tries_per_pair": TRIES_PER_PAIR,
+        "pairs": {kind: [f"{a}-{b}" for a, b in pairs] for kind, pairs in PAIRS.items()},
         "curves": [f"{a}-{b}" for a, b, *_ in CURVES],
         "monomers": {name: MONOMERS[name].smiles for name in sorted(MONOMERS)},
         "units": {
@@ -199,52 +228,6 @@ def compute(task: dict, seed: int) -> tuple[Atoms | None, str]:
     return atoms, "kept"
 
 
-def surface_distance(numbers: list[np.ndarray], parts: list[np.ndarray]) -> float:
-    """The smallest distance between the van der Waals surfaces of two molecules.
-
-    Args:
-        numbers: Atomic numbers of the two molecules, ``[n_a]`` and ``[n_b]``.
-        parts: Their positions in Å, ``[n_a, 3]`` and ``[n_b, 3]``.
-
-    Returns:
-        min over atom pairs of (distance - both Bondi radii) in Å. Zero is contact; a
-        hydrogen bond is negative.
-    """
-    radii = [np.array([VDW_RADII[int(z)] for z in group]) for group in numbers]
-    gaps = np.linalg.norm(parts[0][:, None] - parts[1][None], axis=-1)
-    return float((gaps - radii[0][:, None] - radii[1]).min())
-
-
-def place(
-    numbers: list[np.ndarray],
-    parts: list[np.ndarray],
-    direction: np.ndarray,
-    distance: float,
-) -> list[np.ndarray]:
-    """Shift the second molecule along a direction to a surface distance.
-
-    Args:
-        numbers: Atomic numbers of the two molecules.
-        parts: Their positions in Å, each around the origin.
-        direction: ``[3]`` unit vector from the first to the second.
-        distance: Wanted ``surface_distance`` in Å.
-
-    Returns:
-        The positions with the second molecule shifted.
-    """
-    reach = sum(np.linalg.norm(part, axis=1).max() for part in parts) + 4.0
-    shift = distance + reach
-    # the distance changes by at most the shift, so these steps from outside cannot cross
-    # the outermost solution
-    for _ in range(1000):
-        moved = [parts[0], parts[1] + shift * direction]
-        excess = surface_distance(numbers, moved) - distance
-        if excess < 1e-6:
-            break
-        shift -= excess
-    return moved
-
-
 def _pool_geometry(task: dict, rng: np.random.Generator):
     numbers, parts = zip(*(relaxed_monomer(name) for name in task["pair"]), strict=True)
     near = rng.random() < NEAR_SHARE
@@ -265,35 +248,3 @@ def _curve_geometry(task: dict, rng: np.random.Generator):
     ]
     direction = np.array([1.0, 0.0, 0.0])
     return list(numbers), place(list(numbers), turned, direction, task["distance"])
-
-
-def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A uniformly random rotation matrix ``[3, 3]``."""
-    from scipy.spatial.transform import Rotation
-
-    return Rotation.random(rng=rng).as_matrix()
-
-
-def facing_rotation(
-    positions: np.ndarray, face: tuple[int, ...], sign: float
-) -> np.ndarray:
-    """The rotation that turns some atoms of a molecule towards ``sign`` x.
-
-    The molecule's flattest direction goes to z as far as possible, so that two planar
-    molecules come out coplanar.
-
-    Args:
-        positions: ``[n_atoms, 3]`` in Å around the origin.
-        face: Indices of the atoms that should face the partner.
-        sign: +1 or -1.
-
-    Returns:
-        ``[3, 3]`` matrix ``R``, to be used as ``positions @ R.T``.
-    """
-    x = positions[list(face)].mean(axis=0) - positions.mean(axis=0)
-    x = sign * x / np.linalg.norm(x)
-    _, _, axes = np.linalg.svd(positions)
-    normal = next(axis for axis in axes[::-1] if abs(axis @ x) < 0.9)
-    z = normal - (normal @ x) * x
-    z /= np.linalg.norm(z)
-    return np.stack([x, np.cross(z, x), z])

@@ -194,7 +194,7 @@ def _fingerprint(name: str, seed: int, plan: list[dict]) -> str:
     digest = hashlib.sha256(json.dumps([name, seed, plan]).encode())
     for package in PACKAGES:
         digest.update(importlib.metadata.version(package).encode())
-    for source in ("xtb.py", "monomers.py", f"{name}.py"):
+    for source in ("xtb.py", "monomers.py", "geometry.py", f"{name}.py"):
         digest.update((Path(__file__).parent / source).read_bytes())
     return digest.hexdigest()[:12]
 
