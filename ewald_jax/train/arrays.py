@@ -1,0 +1,66 @@
+"""Trees of arrays on disk, by orbax: the one place that knows its interface."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ewald_jax.typing import InputError, PyTree
+
+
+def write_arrays(place: Path, trees: Mapping[str, PyTree]) -> None:
+    """Writes each tree into a directory of its name, and waits until all are written.
+
+    Args:
+        place: Exists.
+        trees: Name -> tree of arrays.
+
+    Raises:
+        OSError: If the disk is full; also ValueError, from tensorstore, with the reason.
+    """
+    # Imported late: half a second that only those pay who save or load.
+    import orbax.checkpoint as ocp
+
+    handler = ocp.StandardCheckpointHandler()
+    with _quiet_absl(), ocp.Checkpointer(handler) as checkpointer:
+        for name, tree in trees.items():
+            path = (place / name).resolve()
+            checkpointer.save(path, args=ocp.args.StandardSave(tree))
+
+
+def read_arrays(path: Path, like: PyTree) -> PyTree:
+    """Reads a tree of numpy arrays.
+
+    Args:
+        path: Directory of one tree.
+        like: Arrays or shapes in the structure that was written.
+
+    Raises:
+        InputError: If the directory is missing, damaged or holds something else.
+    """
+    import orbax.checkpoint as ocp
+
+    # Numpy arrays, because they carry no devices: a checkpoint loads on any machine.
+    target = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
+    try:
+        with _quiet_absl(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            return reader.restore(path.resolve(), args=ocp.args.StandardRestore(target))
+    # tensorstore and orbax raise what they like for files that are cut short or missing.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{path}: the checkpoint is damaged ({reason})") from error
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Keeps orbax from logging tracebacks of errors that we report in a sentence."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,236 @@
+"""Checkpoints: a directory that describes itself.
+
+::
+
+    config.json       the resolved config; its "model" rebuilds the network
+    statistics.json   scale and reference energies
+    versions.json     format of this directory, versions of the libraries that wrote it
+    metrics.jsonl     one line per evaluation
+    metrics.json      results so far
+    checkpoints/best  parameters with the best validation result
+    checkpoints/last  everything that resuming needs
+
+Arrays are orbax checkpoints, everything else is JSON. Under ``best`` and ``last``, each save
+is a new numbered directory that appears by one rename, and only then is the one before it
+deleted: whenever the process is killed, a complete checkpoint stays behind.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ase
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ewald_jax.data.statistics import Statistics
+from ewald_jax.models import batch_from_atoms, build_model
+from ewald_jax.potential import init_params
+from ewald_jax.train.arrays import read_arrays, write_arrays
+from ewald_jax.train.description import read_description
+from ewald_jax.train.files import read_json, write_json, writing
+from ewald_jax.train.state import TrainState
+from ewald_jax.typing import InputError, PyTree
+
+CHECKPOINTS, PROGRESS = "checkpoints", "progress.json"
+_PARAMS, _EMA_PARAMS, _OPTIMIZER = "params", "ema_params", "optimizer"
+
+Which = Literal["best", "last"]
+
+
+def save_checkpoint(
+    directory: Path, which: Which, state: TrainState, progress: Mapping[str, Any]
+) -> None:
+    """Saves a checkpoint and then deletes the one it replaces.
+
+    Args:
+        directory: The output directory.
+        which: ``best`` keeps the parameters, raw and averaged; ``last`` the whole state.
+        state: To save.
+        progress: Plain values to keep with it.
+
+    Raises:
+        InputError: If the disk is full; the checkpoint before this one then still stands.
+    """
+    root = directory / CHECKPOINTS / which
+    arrays = {_PARAMS: state.params}
+    if state.ema_params is not None:
+        arrays[_EMA_PARAMS] = state.ema_params
+    if which == "last":
+        arrays[_OPTIMIZER] = _optimizer_arrays(state)
+    before = _numbered(root)
+    number = before[-1] + 1 if before else 1
+    temporary = root / f".{number}.unfinished"
+    kept = "the checkpoint before it is kept" if before else ""
+    with writing(f"the checkpoint '{which}' in {directory}", kept):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            write_arrays(temporary, arrays)
+            parameters = _shapes(state.params)
+            write_json(temporary / PROGRESS, {**progress, "parameters": parameters})
+            temporary.rename(root / str(number))
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    for old in before:
+        shutil.rmtree(root / str(old), ignore_errors=True)
+
+
+def has_checkpoint(directory: Path, which: Which) -> bool:
+    """Whether the directory holds a complete checkpoint of this kind."""
+    return bool(_numbered(directory / CHECKPOINTS / which))
+
+
+def restore_state(directory: Path, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the progress of ``last``, to the bit.
+
+    Args:
+        directory: The output directory.
+        state: A fresh state of the same model and optimiser, for its structure.
+
+    Raises:
+        InputError: If there is no such checkpoint, it is damaged, or of another model.
+    """
+    place = _newest(directory, "last")
+    progress = _read_progress(place)
+    _check_parameters(directory, progress["parameters"], state.params)
+    params = read_arrays(place / _PARAMS, state.params)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = read_arrays(place / _EMA_PARAMS, ema_params)
+    optimizer = read_arrays(place / _OPTIMIZER, _optimizer_arrays(state))
+    restored = state.replace(params=params, ema_params=ema_params, **optimizer)
+    return jax.tree.map(jnp.asarray, restored), progress
+
+
+def restore_params(
+    directory: Path, which: Which, like: PyTree
+) -> tuple[PyTree, dict[str, Any]]:
+    """The parameters to evaluate (averaged ones where there are), and what was kept with them.
+
+    Args:
+        directory: The output directory.
+        which: Of which checkpoint.
+        like: Parameters, arrays or shapes, of the same model.
+
+    Raises:
+        InputError: If there is no such checkpoint, it is damaged, or of another model.
+    """
+    place = _newest(directory, which)
+    progress = _read_progress(place)
+    saved = progress["parameters"]
+    _check_parameters(directory, saved, like)
+    name = _EMA_PARAMS if (place / _EMA_PARAMS).is_dir() else _PARAMS
+    # The types are the checkpoint's own: it may come from a float64 run.
+    shapes = {k: jax.ShapeDtypeStruct(tuple(v[0]), v[1]) for k, v in saved.items()}
+    params = read_arrays(place / name, unflatten_dict(shapes, sep="/"))
+    return jax.tree.map(jnp.asarray, params), progress
+
+
+def load_checkpoint(
+    directory: str | Path, which: Which = "best"
+) -> tuple[nn.Module, PyTree, dict[str, Any], Statistics]:
+    """Everything that a prediction needs, from a directory that training has written.
+
+    The directory is all it takes: no training code, no pickle, no data set.
+
+    Args:
+        directory: The output directory of a training.
+        which: ``best`` by validation, or the ``last`` one saved. Where training averages
+            parameters, these are the averaged ones.
+
+    Returns:
+        Model, parameters, the resolved config (plain values), statistics of the data.
+
+    Raises:
+        InputError: If files are missing or damaged, the format is newer than this version
+            knows, or the parameters do not belong to the model of the config.
+    """
+    directory = Path(directory)
+    config, statistics = read_description(directory)
+    model = build_model(**config["model"])
+    params, _ = restore_params(directory, which, _abstract_params(model))
+    return model, params, config, statistics
+
+
+def read_progress(directory: str | Path, which: Which = "best") -> dict[str, Any]:
+    """The plain values saved with a checkpoint: its step, epoch and results.
+
+    Raises:
+        InputError: If there is no such checkpoint.
+    """
+    return _read_progress(_newest(Path(directory), which))
+
+
+def _optimizer_arrays(state: TrainState) -> dict[str, PyTree]:
+    """What is left of a state without its parameters."""
+    names = ("step", "opt_state", "key", "lr_scale", "healthy")
+    return {name: getattr(state, name) for name in names}
+
+
+def _numbered(root: Path) -> list[int]:
+    """Numbers of the complete checkpoints, ascending."""
+    names = (path.name for path in root.iterdir()) if root.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _newest(directory: Path, which: Which) -> Path:
+    if which not in ("best", "last"):
+        raise InputError(f"there is no checkpoint {which!r}; expected 'best' or 'last'")
+    root = directory / CHECKPOINTS / which
+    numbers = _numbered(root)
+    if not numbers:
+        other = "last" if which == "best" else "best"
+        hint = (
+            f"; there is one called '{other}'" if has_checkpoint(directory, other) else ""
+        )
+        raise InputError(f"{directory}: has no checkpoint '{which}'{hint}")
+    return root / str(numbers[-1])
+
+
+def _read_progress(place: Path) -> dict[str, Any]:
+    progress = read_json(place / PROGRESS)
+    if not isinstance(progress, dict) or not isinstance(progress.get("parameters"), dict):
+        raise InputError(f"{place / PROGRESS}: lists no parameters; the file is damaged")
+    return progress
+
+
+def _shapes(params: PyTree) -> dict[str, list]:
+    """Path of each parameter -> [shape, dtype], plain values."""
+    return {
+        path: [list(x.shape), str(x.dtype)]
+        for path, x in sorted(flatten_dict(params, sep="/").items())
+    }
+
+
+def _abstract_params(model: nn.Module) -> PyTree:
+    """Shapes and types of a model's parameters, computed without making any."""
+    hydrogen = ase.Atoms("H", cell=[10.0, 10.0, 10.0])
+    try:
+        batch = batch_from_atoms([hydrogen], model)
+    except InputError:  # a model for periodic structures only
+        hydrogen.pbc = True
+        batch = batch_from_atoms([hydrogen], model)
+    return jax.eval_shape(lambda key: init_params(model, key, batch), jax.random.key(0))
+
+
+def _check_parameters(directory: Path, saved: Mapping[str, list], params: PyTree) -> None:
+    """Raises InputError, naming a parameter, unless the saved ones have these shapes."""
+    expected = _shapes(params)
+    for path in sorted(saved.keys() | expected.keys()):
+        there, here = saved.get(path), expected.get(path)
+        if there is None or here is None:
+            where = "only in the checkpoint" if here is None else "not in the checkpoint"
+            raise InputError(
+                f"{directory}: is of another model: parameter {path} is {where}"
+            )
+        if there[0] != here[0]:
+            raise InputError(
+                f"{directory}: is of another model: parameter {path} has shape {there[0]} "
+                f"in the checkpoint, {here[0]} in the model of the config"
+            )

@@ -1,0 +1,142 @@
+"""The output directory of a training: opened without losing anybody's files."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ewald_jax.train.checkpoint import CHECKPOINTS, has_checkpoint
+from ewald_jax.train.description import CONFIG, STATISTICS, VERSIONS, read_description
+from ewald_jax.train.files import write_json, write_text, writing
+from ewald_jax.typing import InputError
+
+HISTORY, METRICS, TENSORBOARD = "metrics.jsonl", "metrics.json", "tensorboard"
+_OURS = (CONFIG, STATISTICS, VERSIONS, HISTORY, METRICS, CHECKPOINTS, TENSORBOARD)
+
+_MAY_DIFFER = (
+    "epochs",
+    "max_steps",
+    "eval_every",
+    "eval_every_steps",
+    "checkpoint_every",
+    "log_every",
+    "tensorboard",
+)
+"""Keys of the section "train" that a resumed run may change."""
+
+
+def check_directory(directory: Path, resume: bool, overwrite: bool) -> bool:
+    """Decides what an existing directory means, before anything is read or written.
+
+    Args:
+        directory: May not exist.
+        resume: Continue what is there; where nothing is, start.
+        overwrite: Replace what is there.
+
+    Returns:
+        Whether there is a checkpoint to continue from.
+
+    Raises:
+        InputError: If the directory holds something, and neither option is given.
+    """
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite contradict each other; give one of them")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"the output directory {directory} is a file")
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return False
+    if not (resume or overwrite):
+        raise InputError(
+            f"the output directory {directory} exists and is not empty; use --resume to "
+            "continue the training in it, --overwrite to replace it, or another directory"
+        )
+    return resume and has_checkpoint(directory, "last")
+
+
+def make_directory(directory: Path, overwrite: bool) -> None:
+    """Makes the directory, and removes an earlier training's files, only those, from it.
+
+    Raises:
+        InputError: If it cannot be made or written to.
+    """
+    with writing(f"the output directory {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in _OURS if overwrite else ():
+            path = directory / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuses to continue a training with settings that would make it another one.
+
+    Args:
+        directory: Of the training to continue.
+        config: The new config, plain values; "model", "loss", "optim" and "train" count,
+            what can be extended (epochs, intervals) does not.
+
+    Raises:
+        InputError: Naming the first setting that differs, and both values.
+    """
+    saved, _ = read_description(directory)
+    free = set(_MAY_DIFFER)
+    if config["optim"]["schedule"] == "cosine":
+        free -= {"epochs", "max_steps"}
+    # Through JSON, so that tuples compare with lists.
+    new = json.loads(json.dumps(config))
+    for section in ("model", "loss", "optim", "train"):
+        before, now = (_flatten(values.get(section, {})) for values in (saved, new))
+        for key in sorted(before.keys() | now.keys()):
+            if section == "train" and key in free:
+                continue
+            if before.get(key) != now.get(key):
+                what = "is of another model" if section == "model" else "is of another run"
+                raise InputError(
+                    f"cannot resume: the checkpoint in {directory} {what}: {section}.{key} is "
+                    f"{before.get(key)!r} there and {now.get(key)!r} here"
+                )
+
+
+def write_history(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes metrics.jsonl, one line per evaluation, whole."""
+    with writing(f"{directory / HISTORY}", "the last checkpoint is kept"):
+        lines = (json.dumps(record, allow_nan=False) + "\n" for record in history)
+        write_text(directory / HISTORY, "".join(lines))
+
+
+def read_history(directory: Path, records: int) -> list[dict[str, Any]]:
+    """The first `records` lines of metrics.jsonl; later ones belong to a lost future.
+
+    Raises:
+        InputError: If there are fewer.
+    """
+    path = directory / HISTORY
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:records]
+        history = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        history = []
+    if len(history) < records:
+        raise InputError(
+            f"{path}: the checkpoint counts {records} evaluations, the file has "
+            f"{len(history)} readable ones"
+        )
+    return history
+
+
+def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
+    """Writes metrics.json."""
+    with writing(f"{directory / METRICS}", "the last checkpoint is kept"):
+        write_json(directory / METRICS, metrics)
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    out = {}
+    for key, value in values.items():
+        out |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return out

@@ -1,0 +1,293 @@
+"""Everything that stands before the first step: settings, checks, loaders, state, resuming."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from ewald_jax.data.base import GraphDataset
+from ewald_jax.data.loader import Loader
+from ewald_jax.data.statistics import Statistics, dataset_statistics
+from ewald_jax.graph.batching import budgets_from_sizes
+from ewald_jax.models import check_structure, model_to_config
+from ewald_jax.potential import init_params
+from ewald_jax.train.checkpoint import restore_state
+from ewald_jax.train.description import read_description, write_description
+from ewald_jax.train.directory import (
+    check_directory,
+    check_same_run,
+    make_directory,
+    read_history,
+)
+from ewald_jax.train.losses import LossConfig
+from ewald_jax.train.metrics import metric_names
+from ewald_jax.train.optim import OptimConfig, Plateau, learning_rate, make_optimizer
+from ewald_jax.train.state import TrainState, create_state
+from ewald_jax.train.step import (
+    BatchShape,
+    EvalStep,
+    TrainStep,
+    make_eval_step,
+    make_train_step,
+)
+from ewald_jax.typing import InputError
+
+TRAIN, VAL = "train", "val"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and what to do on the way.
+
+    Attributes:
+        epochs: Passes over the training structures.
+        max_steps: Stop after so many steps; 0 for no limit.
+        batch_size: Structures per step.
+        seed: Of the initial parameters and of the order of the structures.
+        eval_every: Epochs between evaluations; the last step is always evaluated.
+        eval_every_steps: Steps between evaluations, in place of `eval_every` if not 0.
+        monitor: Validation metric that decides about the best checkpoint and the plateau.
+        log_every: Steps between readings of the running loss, which wait for the device.
+        checkpoint_every: Steps between saves of the last checkpoint, besides those at the
+            end of each epoch and evaluation; 0 for none.
+        max_buckets: Most shapes of batches, each of which costs a compilation.
+        tensorboard: Write TensorBoard files.
+    """
+
+    epochs: int = 100
+    max_steps: int = 0
+    batch_size: int = 32
+    seed: int = 0
+    eval_every: int = 1
+    eval_every_steps: int = 0
+    monitor: str = "loss"
+    log_every: int = 50
+    checkpoint_every: int = 0
+    max_buckets: int = 4
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        """Refuse values that make no training."""
+        for name in ("epochs", "batch_size", "eval_every", "log_every", "max_buckets"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name} must be at least 1")
+        for name in ("max_steps", "eval_every_steps", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name} must not be negative")
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a training stands: what a checkpoint keeps beside the arrays.
+
+    Epoch and batch follow from the step, because each step takes one batch.
+
+    Attributes:
+        step: Steps taken.
+        evaluation_due: Whether the evaluation after this step is still to be done.
+        records: Evaluations done, lines of metrics.jsonl.
+        best: Lowest monitored value so far (its negative, where more is better).
+        plateau: State of the plateau rule.
+        sums: Training sums since the last evaluation.
+        seconds: Seconds since the last evaluation.
+    """
+
+    step: int = 0
+    evaluation_due: bool = False
+    records: int = 0
+    best: float | None = None
+    plateau: Plateau = Plateau()
+    sums: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**values, "plateau": self.plateau._asdict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Position":
+        """The inverse of `to_dict`; other keys are ignored."""
+        fields = {f.name: values[f.name] for f in dataclasses.fields(cls)}
+        fields["plateau"] = Plateau(**values["plateau"])
+        fields["sums"] = {name: tuple(pair) for name, pair in values["sums"].items()}
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same during a training."""
+
+    model: nn.Module
+    dataset: GraphDataset
+    statistics: Statistics
+    train: TrainConfig
+    loss: LossConfig
+    optim: OptimConfig
+    directory: Path
+    loaders: Mapping[str, Loader]  # by split
+    schedule: optax.Schedule
+    train_step: TrainStep
+    eval_step: EvalStep
+    train_traces: list[BatchShape]  # grows with each compilation
+    data_hash: str
+    dtype: np.dtype
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of the training split."""
+        return self.loaders[TRAIN].num_batches
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+        return count_steps(self.train, self.steps_per_epoch)
+
+
+def count_steps(train: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of the whole training."""
+    steps = train.epochs * steps_per_epoch
+    return min(steps, train.max_steps) if train.max_steps else steps
+
+
+def set_up(
+    model: nn.Module,
+    dataset: GraphDataset,
+    splits: Mapping[str, Sequence[int] | np.ndarray],
+    *,
+    train: TrainConfig,
+    loss: LossConfig,
+    optim: OptimConfig,
+    statistics: Statistics | None,
+    directory: Path,
+    config: Mapping[str, Any] | None,
+    resume: bool,
+    overwrite: bool,
+) -> tuple[Run, TrainState, Position, list[dict[str, Any]]]:
+    """Checks everything, then opens the output directory; arguments as in `fit`.
+
+    Returns:
+        The run, the state and position to start from, and the history up to there.
+
+    Raises:
+        InputError: For anything that would make the training fail or destroy another.
+    """
+    continues = check_directory(directory, resume, overwrite)
+    splits = _check_data(model, dataset, splits, loss, train)
+    written = dict(config or {}) | {
+        "model": model_to_config(model),
+        "loss": dataclasses.asdict(loss),
+        "optim": dataclasses.asdict(optim),
+        "train": dataclasses.asdict(train),
+    }
+    if continues:
+        check_same_run(directory, written)
+        _, statistics = read_description(directory)
+    if statistics is None:
+        statistics = dataset_statistics(dataset, splits[TRAIN])
+
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    used = np.concatenate(list(splits.values()))
+    budgets = budgets_from_sizes(
+        dataset.n_node[used], dataset.n_edge[used], train.batch_size, train.max_buckets
+    )
+    loaders = {
+        name: Loader(
+            dataset,
+            indices,
+            train.batch_size,
+            budgets,
+            statistics,
+            shuffle_seed=train.seed if name == TRAIN else None,
+            dtype=dtype,
+        )
+        for name, indices in splits.items()
+    }
+    num_steps = count_steps(train, loaders[TRAIN].num_batches)
+    tx = make_optimizer(optim, num_steps)
+    traces: list[BatchShape] = []
+    run = Run(
+        model=model,
+        dataset=dataset,
+        statistics=statistics,
+        train=train,
+        loss=loss,
+        optim=optim,
+        directory=directory,
+        loaders=loaders,
+        schedule=learning_rate(optim, num_steps),
+        train_step=make_train_step(model, tx, loss, optim, statistics.scale, traces),
+        eval_step=make_eval_step(model, loss, statistics.scale),
+        train_traces=traces,
+        data_hash=_hash(dataset, splits),
+        dtype=dtype,
+    )
+    init_key, run_key = jax.random.split(jax.random.key(train.seed))
+    first = next(Loader(dataset, splits[TRAIN][:1], 1, dtype=dtype, prefetch=0).epoch())
+    state = create_state(
+        init_params(model, init_key, first), tx, run_key, ema=optim.ema_decay > 0
+    )
+    position, history = Position(), []
+    if continues:
+        state, position = _restore(run, state)
+        history = read_history(directory, position.records)
+    make_directory(directory, overwrite)
+    write_description(directory, written, statistics)
+    return run, state, position, history
+
+
+def _check_data(model, dataset, splits, loss, train) -> dict[str, np.ndarray]:
+    splits = {name: np.asarray(indices, np.int64) for name, indices in splits.items()}
+    if not len(splits.get(TRAIN, ())):
+        raise InputError("there are no training structures: the split 'train' is empty")
+    splits = {name: indices for name, indices in splits.items() if len(indices)}
+    for name, indices in splits.items():
+        if indices.min() < 0 or indices.max() >= len(dataset):
+            raise InputError(
+                f"the split {name!r} has structure {indices.max()}, but the data set has "
+                f"{len(dataset)}"
+            )
+    for label in loss.weights:
+        if label not in dataset.labels:
+            raise InputError(
+                f"the loss needs {label}, but the data set has labels for "
+                f"{', '.join(dataset.labels) or 'nothing'}; expected loss.{label}: none, or "
+                f"structures with {label}"
+            )
+    names = metric_names(loss.needs_forces, loss.needs_stress)
+    if VAL not in splits:
+        names = ("loss",)
+    if train.monitor not in names:
+        raise InputError(
+            f"train.monitor is {train.monitor!r}, expected one of {', '.join(names)}"
+        )
+    for index in np.unique(np.concatenate(list(splits.values()))):
+        graph = dataset[index].graph
+        try:
+            check_structure(model, graph.nodes["species"], graph.globals["pbc"][0])
+        except InputError as error:
+            raise InputError(f"{dataset.where(index)} {error}") from None
+    return splits
+
+
+def _restore(run: Run, state: TrainState) -> tuple[TrainState, Position]:
+    state, progress = restore_state(run.directory, state)
+    if progress.get("data") != run.data_hash:
+        raise InputError(
+            f"cannot resume: the checkpoint in {run.directory} was trained on other data or "
+            "other splits"
+        )
+    return state, Position.from_dict(progress)
+
+
+def _hash(dataset: GraphDataset, splits: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(dataset.fingerprint.encode())
+    for name in (TRAIN, VAL):
+        digest.update(name.encode() + splits.get(name, np.zeros(0, np.int64)).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""The training step and the evaluation step: two jitted functions, all in sight."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from ewald_jax.graph.schema import Batch
+from ewald_jax.potential import Prediction, model_outputs
+from ewald_jax.train.losses import LossConfig, loss, loss_sums
+from ewald_jax.train.metrics import Sums, metric_sums
+from ewald_jax.train.optim import OptimConfig, update_ema
+from ewald_jax.train.state import TrainState
+from ewald_jax.typing import Array, Float, PyTree
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Sums]]
+EvalStep = Callable[[PyTree, Batch], Sums]
+
+
+class BatchShape(NamedTuple):
+    """What a step is compiled for: the padded sizes of a batch."""
+
+    nodes: int
+    edges: int
+    graphs: int
+    slots: int
+
+    def __str__(self) -> str:
+        """Like ``64 nodes x 512 edges x 9 graphs``."""
+        return f"{self.nodes} nodes x {self.edges} edges x {self.graphs} graphs"
+
+
+def batch_shape(batch: Batch) -> BatchShape:
+    """Padded sizes of a batch."""
+    graph = batch.graph
+    return BatchShape(
+        graph.nodes["species"].shape[-1],
+        graph.senders.shape[-1],
+        graph.n_node.shape[-1],
+        batch.dense_index.shape[-1],
+    )
+
+
+def make_loss_fn(
+    model: nn.Module, config: LossConfig, scale: float
+) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], Sums]]:
+    """The loss as a function of parameters and batch, with its terms as (sum, count)."""
+
+    def loss_fn(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], Sums]:
+        prediction = model_outputs(
+            model, params, batch, forces=config.needs_forces, stress=config.needs_stress
+        )
+        return loss(prediction, batch, config, scale)
+
+    return loss_fn
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    loss_config: LossConfig,
+    optim_config: OptimConfig,
+    scale: float = 1.0,
+    traces: list[BatchShape] | None = None,
+) -> TrainStep:
+    """Builds the jitted training step.
+
+    Args:
+        model: The network.
+        tx: The optimiser, with its learning-rate schedule.
+        loss_config: What to minimise.
+        optim_config: For the moving average of the parameters.
+        scale: eV per model unit, `Statistics.scale`.
+        traces: A list that gets the batch's shape each time the step is traced, which is
+            once per compilation.
+
+    Returns:
+        ``(state, batch) -> (state, sums)``. The state passed in is donated. The sums are the
+        terms of the loss and ``grad_norm``, scalars on the device.
+    """
+    loss_fn = make_loss_fn(model, loss_config, scale)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        if traces is not None:
+            traces.append(batch_shape(batch))
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (value, sums), grads = grad_fn(state.params, batch)
+        grad_norm = optax.tree.norm(grads)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * state.lr_scale.astype(u.dtype), updates)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = update_ema(ema_params, params, state.step, optim_config)
+
+        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        finite &= jnp.isfinite(optax.tree.norm(params))
+        healthy = state.healthy & finite
+        new_state = state.replace(
+            step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+        )
+        # Frozen at the last good step, so that the culprit can be found with its parameters.
+        new_state = jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new_state, state)
+        sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
+        return new_state.replace(healthy=healthy), sums
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(
+    model: nn.Module,
+    loss_config: LossConfig | None = None,
+    scale: float = 1.0,
+    *,
+    forces: bool | None = None,
+    stress: bool | None = None,
+    traces: list[BatchShape] | None = None,
+) -> EvalStep:
+    """Builds the jitted evaluation step.
+
+    Args:
+        model: The network.
+        loss_config: The loss to report; None for none.
+        scale: eV per model unit, `Statistics.scale`.
+        forces: Whether to compute forces; None does if the loss reads them.
+        stress: Whether to compute stress; None does if the loss reads it.
+        traces: As in `make_train_step`.
+
+    Returns:
+        ``(params, batch) -> sums`` of the loss's terms (model units) and of all metrics (eV,
+        eV/Å, eV/Å^3), scalars on the device.
+    """
+    if loss_config is not None:
+        forces = loss_config.needs_forces if forces is None else forces
+        stress = loss_config.needs_stress if stress is None else stress
+
+    def eval_step(params: PyTree, batch: Batch) -> Sums:
+        if traces is not None:
+            traces.append(batch_shape(batch))
+        prediction = model_outputs(
+            model, params, batch, forces=bool(forces), stress=bool(stress)
+        )
+        sums = {}
+        if loss_config is not None:
+            sums = loss_sums(prediction, batch, loss_config, scale)
+        return {**sums, **metric_sums(scale_prediction(prediction, scale), batch)}
+
+    return jax.jit(eval_step)
+
+
+def scale_prediction(prediction: Prediction, scale: float) -> Prediction:
+    """From model units to eV, eV/Å, eV/Å^3; reference energies stay subtracted."""
+    return jax.tree.map(lambda x: x * scale, prediction)
