@@ -221,12 +221,21 @@ def _parse_frame(lines: list[str]) -> ase.Atoms:
 
 
 def _parse_comment(comment: str) -> dict[str, Any]:
-    """ASE's parser, which knows stress only as nine numbers, for six as well."""
+    """ASE's parser, made to take a stress of six numbers and no nonsense as columns."""
     try:
-        return key_val_str_to_dict(comment)
+        info = key_val_str_to_dict(comment)
     except ValueError:
+        # ASE knows stress only as nine numbers.
         masked = key_val_str_to_dict(_SIX_NUMBERS.sub(r"\1_six", comment))
-        return {key.removesuffix("_six"): value for key, value in masked.items()}
+        info = {key.removesuffix("_six"): value for key, value in masked.items()}
+    fields = str(info.get("Properties", "pos::")).split(":")
+    if len(fields) % 3 or "pos" not in fields[::3]:
+        # ASE would go on without the positions.
+        raise InputError(
+            f"has Properties={info['Properties']!r:.60}, expected name:type:columns "
+            "repeated, with pos among them"
+        )
+    return info
 
 
 def _reason(error: Exception) -> str:

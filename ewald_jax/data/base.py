@@ -14,7 +14,7 @@ from ewald_jax.data import ase_files, samples
 from ewald_jax.data.ase_files import Reader, kind_of
 from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
-from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.labels import LABELS, LabelOptions, unit_factor
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.typing import InputError
 
@@ -93,6 +93,10 @@ class DataConfig:
             raise InputError(
                 f"data.{given[0]} and data.{given[1]} are both set, expected one of them"
             )
+        if self.name and self.name not in samples.SAMPLES:
+            raise InputError(
+                f"data.name is {self.name!r}, expected one of {', '.join(samples.SAMPLES)}"
+            )
         if (self.val or self.test) and not self.train:
             raise InputError("data.val and data.test need data.train beside them")
         unknown = set(self.labels) - set(LABELS)
@@ -100,6 +104,7 @@ class DataConfig:
             raise InputError(
                 f"data.labels has {min(unknown)!r}, expected some of {', '.join(LABELS)}"
             )
+        unit_factor(self.energy_unit), unit_factor(self.length_unit)
         for role in ROLES:
             size = getattr(self, f"{role}_size")
             if size < 0 or (size >= 1 and size != int(size)):

@@ -26,6 +26,7 @@ from ewald_jax.data.ase_files import Reader, check_file, iterate
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
 from ewald_jax.data.store import GraphStore, StoreWriter, check_storable, open_store
 from ewald_jax.graph.build import graph_from_atoms
+from ewald_jax.graph.neighbors import neighbor_list
 from ewald_jax.typing import InputError
 
 FORMAT_VERSION = 1
@@ -120,6 +121,8 @@ class _Graphs:
     def __init__(self, frames, source, cutoff, max_neighbors, progress):
         self._frames, self._source, self._progress = frames, source, progress
         self._cutoff, self._max_neighbors = cutoff, max_neighbors
+        # Wrong settings must not be blamed on the first structure.
+        neighbor_list(np.zeros((1, 3)), np.eye(3), np.zeros(3, bool), cutoff, max_neighbors)
 
     def __iter__(self) -> Iterator[tuple]:
         name = Path(self._source).name

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ewald_jax.data.base import GraphDataset
 
 _LENGTH = MAX_ATOMIC_NUMBER + 1
-_NEGLIGIBLE = 1e-9
+_NEGLIGIBLE = 1e-11
 """A residual spread below this share of the largest energy is rounding, not a scale."""
 
 

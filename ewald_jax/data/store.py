@@ -4,6 +4,7 @@ One array per quantity holds all structures end to end; `n_node` and `n_edge` sa
 begins. Floats are float64 so that nothing is lost; indices take as few bytes as they can.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
@@ -184,11 +185,13 @@ class StoreWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Closes the files."""
-        for column in self._columns.values():
-            column.close()
-        if self._info_file is not None:
-            self._info_file.close()
+        """Closes the files; `finish` has closed them already if all went well."""
+        files = [column.file for column in self._columns.values()] + [self._info_file]
+        for file in files:
+            # On a full disk, closing fails as writing did.
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
     def add(
         self,
@@ -224,9 +227,10 @@ class StoreWriter:
         if self._directory is None:
             return arrays, self._infos
         self._info_file.close()
-        names = json.dumps({"arrays": sorted(arrays)})
+        size = (self._directory / _INFOS).stat().st_size
+        meta = json.dumps({"arrays": sorted(arrays), "infos_bytes": size})
         # Last, so that a directory with this file has all the others.
-        (self._directory / _META).write_text(names, encoding="utf-8")
+        (self._directory / _META).write_text(meta, encoding="utf-8")
         return {}, []
 
 
@@ -237,20 +241,17 @@ def open_store(directory: Path, source: str, fingerprint: str) -> GraphStore:
         OSError: If a file is missing.
         ValueError: If a file is truncated or the files do not belong together.
     """
-    names = json.loads((directory / _META).read_text(encoding="utf-8"))["arrays"]
-    arrays = {
-        name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in names
-        if name in _LAYOUT
-    }
-    missing = set(_LAYOUT) - set(_LABELS) - set(arrays)
+    meta = json.loads((directory / _META).read_text(encoding="utf-8"))
+    missing = set(_LAYOUT) - set(_LABELS) - set(meta["arrays"])
     if missing:
         raise ValueError(f"array {min(missing)} is missing")
-    store = GraphStore(arrays, directory / _INFOS, source, fingerprint)
-    with open(directory / _INFOS, "rb") as lines:
-        if sum(1 for _ in lines) != len(store):
-            raise ValueError("metadata are truncated")
-    return store
+    if (directory / _INFOS).stat().st_size != meta["infos_bytes"]:
+        raise ValueError("metadata are truncated")
+    arrays = {
+        name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in meta["arrays"]
+    }
+    return GraphStore(arrays, directory / _INFOS, source, fingerprint)
 
 
 class _Column:
@@ -259,37 +260,33 @@ class _Column:
     def __init__(self, path: Path | None, shape: tuple[int, ...], dtype: np.dtype):
         self._shape, self._dtype, self._length = shape, dtype, 0
         self._pieces: list[np.ndarray] = []
-        self._file: BinaryIO | None = None
+        self.file: BinaryIO | None = None
         if path is not None:
-            self._file = open(path, "wb")
+            self.file = open(path, "wb")
             self._write_header()
 
     def append(self, rows: np.ndarray) -> None:
         # A copy even of the right dtype: rows may be a view of something large.
         rows = np.array(rows, self._dtype, order="C")
         self._length += len(rows)
-        if self._file is None:
+        if self.file is None:
             self._pieces.append(rows)
         else:
             # Not tofile, which forgets why it failed (a full disk).
-            self._file.write(rows.tobytes())
+            self.file.write(rows.tobytes())
 
     def finish(self) -> np.ndarray | None:
-        if self._file is None:
+        if self.file is None:
             return np.concatenate(self._pieces)
-        self._file.seek(0)
+        self.file.seek(0)
         self._write_header()
-        self._file.close()
+        self.file.close()
         return None
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
     def _write_header(self) -> None:
         # numpy leaves room in the header for the first dimension to grow.
         np.lib.format.write_array_header_1_0(
-            self._file,
+            self.file,
             {
                 "descr": np.lib.format.dtype_to_descr(self._dtype),
                 "fortran_order": False,
