@@ -50,10 +50,13 @@ class Sources:
 
     def fail(self, key: str, message: str) -> NoReturn:
         """Raise `InputError`: the place of `key`, the key, and what is wrong with it."""
+        # Dataclasses name the field themselves: `optim.lr must be ...`.
+        named = message.startswith((f"{key}.", f"{key.rpartition('.')[2]}."))
+        what = message if named else f"'{key}': {message}"
         inside = (place for name, place in self.origin.items() if _within(name, key))
         above = (self.origin.get(parent) for parent in _parents(key))
         place = next((name for name in (*inside, *above) if name), None)
-        raise InputError(f"{place}: '{key}': {message}" if place else f"'{key}': {message}")
+        raise InputError(f"{place}: {what}" if place else what)
 
     def unknown(self, key: str) -> NoReturn:
         """Raise `InputError` for a key that does not exist, naming the nearest one."""
@@ -115,6 +118,15 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field]:
     if "parent" in fields:
         fields = {k: v for k, v in fields.items() if k not in _MODULE_FIELDS}
     return fields
+
+
+def is_default(field: dataclasses.Field, value: Any) -> bool:
+    """Whether a field has the value it would have unset."""
+    if field.default is not dataclasses.MISSING:
+        return value == field.default
+    return field.default_factory is not dataclasses.MISSING and (
+        value == field.default_factory()
+    )
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,33 @@
+"""The command line `ewald-jax`: train, evaluate, predict, and look at data.
+
+Every verb prints tables for people, or one JSON object with `--json`. A mistake of the user
+is one sentence on stderr and exit code 2; Ctrl-C is exit code 130.
+"""
+
+import typer
+
+from ewald_jax.cli.data import data_app
+from ewald_jax.cli.evaluate import evaluate
+from ewald_jax.cli.predict import predict
+from ewald_jax.cli.train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ewald-jax",
+    help="Ewald message passing: train, evaluate and use long-range molecular networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,200 @@
+"""`ewald-jax predict`: energies, forces and stress of structures in any file ASE reads."""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import ase
+import numpy as np
+import typer
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from ewald_jax.cli.common import (
+    AsJson,
+    BatchSize,
+    Progress,
+    Which,
+    command,
+    note,
+    print_json,
+    progress_bar,
+)
+from ewald_jax.typing import InputError
+
+# Text formats beside those of `data.ase_files`. Not every format of ASE: some of its readers
+# load pickles, which run code.
+MORE_FORMATS = (
+    "cif",
+    "vasp",
+    "proteindatabank",
+    "sdf",
+    "mol",
+    "xsf",
+    "gen",
+    "json",
+    "aims",
+)
+
+
+@command
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    structures: Annotated[Path, typer.Argument(help="A file of structures.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Extended xyz to write.")],
+    stress: Annotated[bool, typer.Option("--stress", help="Also predict stress.")] = False,
+    forces: Annotated[bool, typer.Option(help="Predict forces.")] = True,
+    which: Which = "best",
+    batch_size: BatchSize = 16,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Predict energies, forces and stress, and write them into an extended xyz file.
+
+    Units are eV, eV/Å and eV/Å^3. Labels in the file are replaced, everything else is kept.
+    Nothing is written unless every structure has been predicted.
+    """
+    if output.exists() and not overwrite:
+        raise InputError(f"{output} exists; use --overwrite to replace it")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} to write {output.name} into")
+    if not structures.is_file():
+        raise InputError(f"there is no file of structures {structures}")
+
+    from ewald_jax.train.checkpoint import load_checkpoint
+
+    model, params, _, statistics = load_checkpoint(checkpoint, which)
+    frames = read_frames(structures)
+    predicted = _predictions(
+        model, params, statistics, frames, structures, batch_size, forces, stress
+    )
+    # A name of this process: two runs at once must not write into one file.
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
+    try:
+        count = _write(temporary, predicted, progress)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if as_json:
+        print_json({"output": str(output), "structures": count})
+    else:
+        note(f"{count} structures predicted, written to {output}")
+
+
+def read_frames(path: Path) -> Iterator[ase.Atoms]:
+    """The structures of a file, one after the other, without looking at labels.
+
+    Raises:
+        InputError: If the file is of an unknown kind or broken, naming the structure.
+    """
+    from ase.io import iread
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    from ewald_jax.data.ase_files import ASE_READERS, Reader, iterate
+
+    name = path.name.lower()
+    for reader in ASE_READERS.values():
+        if name.endswith(reader.suffixes):
+            return iterate(path, reader)
+    try:
+        kind = filetype(str(path))
+    except UnknownFileTypeError:
+        kind = ""
+    if kind not in MORE_FORMATS:
+        known = [suffix for reader in ASE_READERS.values() for suffix in reader.suffixes]
+        raise InputError(
+            f"{path}: unknown kind of file, expected {', '.join(known)} or one of the "
+            f"formats {', '.join(MORE_FORMATS)}"
+        )
+    return iterate(path, Reader(lambda path: iread(path, format=kind), (f".{kind}",)))
+
+
+def _predictions(
+    model, params, statistics, frames, source, batch_size, forces, stress
+) -> Iterator[ase.Atoms]:
+    """Each structure with the prediction as its calculator's results."""
+    from ewald_jax.graph import batch_graphs
+    from ewald_jax.potential import predict as predict_batch
+
+    for start in itertools.count(0, batch_size):
+        chunk = list(itertools.islice(frames, batch_size))
+        if not chunk:
+            return
+        graphs = [
+            _graph(model, statistics, atoms, f"{source}: structure {number}")
+            for number, atoms in enumerate(chunk, start)
+        ]
+        batch = batch_graphs(graphs, budget=_budget(graphs, batch_size))
+        out = predict_batch(model, params, batch, statistics, forces=forces, stress=stress)
+        ends = np.cumsum([len(atoms) for atoms in chunk])
+        for number, (atoms, end) in enumerate(zip(chunk, ends, strict=True)):
+            results = {"energy": float(out.energy[number])}
+            if forces:
+                results["forces"] = np.asarray(out.forces[end - len(atoms) : end])
+            if stress and atoms.pbc.any():
+                results["stress"] = full_3x3_to_voigt_6_stress(out.stress[number])
+            _check_finite(results, f"{source}: structure {start + number}")
+            yield _labelled(atoms, results)
+
+
+def _graph(model, statistics, atoms: ase.Atoms, where: str):
+    """The graph of a structure that the model was trained for."""
+    from ewald_jax.graph import graph_from_atoms
+    from ewald_jax.models import check_structure
+
+    try:
+        graph = graph_from_atoms(atoms, model.cutoff, model.max_neighbors)
+        check_structure(model, atoms.numbers, atoms.pbc)
+    except InputError as error:
+        raise InputError(f"{where} {error}") from None
+    if unseen := statistics.unseen(atoms.numbers):
+        raise InputError(
+            f"{where} has the element {chemical_symbols[unseen[0]]}, which the training data "
+            "did not have"
+        )
+    return graph
+
+
+def _budget(graphs, batch_size: int):
+    """A padded size on a coarse grid, so that a whole file needs few compilations."""
+    from ewald_jax.graph import Budget
+
+    def coarse(size: int) -> int:
+        return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2))
+
+    n_node = [int(graph.n_node[0]) for graph in graphs]
+    n_edge = sum(int(graph.n_edge[0]) for graph in graphs)
+    return Budget(
+        coarse(sum(n_node) + 1), coarse(n_edge + 1), batch_size + 1, coarse(max(n_node))
+    )
+
+
+def _write(path: Path, structures: Iterator[ase.Atoms], progress: bool) -> int:
+    from ase.io import write
+
+    count = 0
+    with progress_bar("structures", progress) as advance, open(path, "w") as file:
+        for count, atoms in enumerate(structures, 1):
+            write(file, atoms, format="extxyz")
+            advance(count, None)
+    return count
+
+
+def _labelled(atoms: ase.Atoms, results: dict) -> ase.Atoms:
+    out = atoms.copy()
+    for key in ("energy", "free_energy", "forces", "stress", "virial"):
+        out.info.pop(key, None)
+        out.arrays.pop(key, None)
+    out.calc = SinglePointCalculator(out, **results)
+    return out
+
+
+def _check_finite(results: dict, where: str) -> None:
+    for name, value in results.items():
+        if not np.isfinite(value).all():
+            raise InputError(f"{where}: the predicted {name} is not finite")

@@ -1,0 +1,107 @@
+"""`ewald-jax train`: from configs to a directory with checkpoints and metrics."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ewald_jax.cli.common import (
+    INTERRUPTED,
+    AsJson,
+    Progress,
+    command,
+    note,
+    print_json,
+    print_metrics,
+    split_arguments,
+)
+from ewald_jax.typing import InputError
+
+
+@command
+def train(
+    configs: Annotated[
+        list[str],
+        typer.Argument(metavar="CONFIG... [KEY=VALUE]...", help="Files, then overrides."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Folder to write; runs/NAMES-OF-CONFIGS if unset."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the training in OUTPUT.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the training in OUTPUT.")
+    ] = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model: YAML configs composed from left to right, then overrides.
+
+    For example: ewald-jax train data.yaml model.yaml variant.yaml optim.lr=1e-4
+
+    Ctrl-C finishes the step in progress and saves; --resume goes on from there.
+    """
+    from rich.console import Console
+
+    from ewald_jax.config import load_config
+    from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.splits import split_dataset
+    from ewald_jax.data.statistics import dataset_statistics
+    from ewald_jax.train.directory import check_directory
+    from ewald_jax.train.loop import fit
+
+    paths, overrides = split_arguments(configs)
+    if not paths:
+        raise InputError("train needs at least one config file before the overrides")
+    config = load_config(paths, overrides)
+    output = output or Path("runs") / "-".join(path.stem for path in paths)
+    # Before the data are read, which may take long.
+    check_directory(output, resume, overwrite)
+    dataset = load_dataset(
+        config.data, config.model.cutoff, config.model.max_neighbors, progress
+    )
+    if progress:
+        for section, settings in config.changed().items():
+            note(f"{section}: {settings}")
+    splits = split_dataset(config.data, dataset)
+    statistics = dataset_statistics(dataset, splits["train"], config.data.statistics)
+    result = fit(
+        config.model,
+        dataset,
+        splits,
+        train=config.train,
+        loss=config.loss,
+        optim=config.optim,
+        output_dir=output,
+        statistics=statistics,
+        config=config.to_dict(),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        # With --json, stdout holds the result and nothing else.
+        console=Console(stderr=True, soft_wrap=True, highlight=False) if as_json else None,
+    )
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "finished": not result.interrupted,
+                "step": result.step,
+                "best_step": result.best_step,
+                "metrics": result.metrics,
+                "compilations": result.compilations,
+                "compilations_per_bucket": result.compilations_per_bucket,
+                "seconds_per_step": result.seconds_per_step,
+            }
+        )
+    else:
+        # With progress, the lines of the training have said it.
+        for split, metrics in result.metrics.items() if not progress else ():
+            print_metrics(f"{split}, step {result.best_step}", metrics)
+        note(f"checkpoints, metrics and config are in {output}")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)

@@ -1,0 +1,242 @@
+"""Compare variants of a model on data sets: the same budget, several seeds, one table.
+
+    python experiments/compare.py --data dimers --data dimers_far --model schnet_small \\
+        --variant baseline --variant voxel --seeds 3 --name dimers
+
+trains every cell of data x variant x seed into ``runs/NAME/``, writes what came out to
+``experiments/results/NAME.json``, and prints the table. Names are files of
+``experiments/configs``; KEY=VALUE overrides apply to every cell. Cells that are finished are
+not run again, one that was interrupted goes on where it stopped, and a cell of other settings
+is never mixed in. ``experiments/report.py`` puts the tables into ``experiments/README.md``.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ewald_jax.cli.common import command, note, print_table
+from ewald_jax.config import Config, load_config
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE / "configs"
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        data: Name of a data config.
+        model: Name of a model config.
+        variant: Name of a variant config.
+        seed: Of parameters and order.
+    """
+
+    data: str
+    model: str
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Folder of the cell."""
+        return f"{self.data}-{self.model}-{self.variant}-seed{self.seed}"
+
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The composed config."""
+        parts = [("data", self.data), ("model", self.model), ("variant", self.variant)]
+        paths = [CONFIGS / kind / f"{name}.yaml" for kind, name in parts]
+        return load_config(paths, [*overrides, f"train.seed={self.seed}"])
+
+
+def run_cell(
+    cell: Cell, folder: Path, overrides: Sequence[str] = (), progress: bool = True
+) -> dict[str, Any]:
+    """Trains one cell, or reads what it gave before.
+
+    Args:
+        cell: What to train.
+        folder: Of the study.
+        overrides: ``key=value`` for every cell.
+        progress: Show it.
+
+    Returns:
+        Plain values: the cell, test metrics, parameters, times, config, machine.
+
+    Raises:
+        InputError: For a config that does not fit, or a folder with other settings.
+        KeyboardInterrupt: If the training was interrupted; run again to go on.
+    """
+    from ewald_jax.cli.train import run_training
+    from ewald_jax.train.state import count_parameters
+
+    config = cell.config(overrides)
+    directory = folder / cell.name
+    done = _finished(directory / RESULT, config)
+    if done is not None:
+        return done
+    note(f"--- {cell.name}")
+    started = time.perf_counter()
+    result = run_training(config, directory, resume=True, progress=progress)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    values = {
+        **dataclasses.asdict(cell),
+        "metrics": result.metrics,
+        "parameters": count_parameters(result.params),
+        "steps": result.step,
+        "seconds_per_step": result.seconds_per_step,
+        "seconds": time.perf_counter() - started,
+        "compilations": result.compilations,
+        "machine": machine(),
+        "config": config.to_dict(),
+    }
+    write_json(directory / RESULT, values)
+    return values
+
+
+def run_study(
+    cells: Iterable[Cell],
+    folder: Path,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Runs cells one after the other; see `run_cell`."""
+    return [run_cell(cell, folder, overrides, progress) for cell in cells]
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and spread over seeds: one row per data set and variant, in order of appearance.
+
+    The ratio is the row's energy MAE over that of the first variant on the same data.
+    """
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        key = (result["data"], result["model"], result["variant"])
+        groups.setdefault(key, []).append(result)
+    rows, first = [], {}
+    for (data, model, variant), group in groups.items():
+        row: dict[str, Any] = {"data": data, "model": model, "variant": variant}
+        row["seeds"] = len(group)
+        for metric in ("energy_mae", "forces_mae"):
+            values = [r["metrics"]["test"][metric] for r in group]
+            row[metric] = float(np.mean(values))
+            row[f"{metric}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        row["ratio"] = row["energy_mae"] / first.setdefault((data, model), row["energy_mae"])
+        row["parameters"] = group[0]["parameters"]
+        row["ms_per_step"] = 1e3 * float(np.median([r["seconds_per_step"] for r in group]))
+        row["minutes"] = float(np.mean([r["seconds"] for r in group])) / 60
+        rows.append(row)
+    return rows
+
+
+COLUMNS = (
+    "data",
+    "variant",
+    "energy MAE (meV)",
+    "energy ratio",
+    "force MAE (meV/Å)",
+    "parameters",
+    "ms per step",
+    "minutes",
+)
+
+
+def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Text for the columns of `COLUMNS`."""
+    return [
+        [
+            row["data"],
+            row["variant"],
+            _with_spread(row, "energy_mae"),
+            f"{row['ratio']:.2f}",
+            _with_spread(row, "forces_mae"),
+            f"{row['parameters']:,}",
+            f"{row['ms_per_step']:.1f}",
+            f"{row['minutes']:.1f}",
+        ]
+        for row in rows
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import jax
+
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": name,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a file that is complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _finished(path: Path, config: Config) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    return values if values["config"] == json.loads(json.dumps(config.to_dict())) else None
+
+
+def _with_spread(row: Mapping[str, Any], metric: str) -> str:
+    spread = row[f"{metric}_spread"]
+    text = f"{1e3 * row[metric]:.1f}"
+    return text if spread is None else f"{text} ± {1e3 * spread:.1f}"
+
+
+@command
+def main(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For every cell.")
+    ] = None,
+    data: Annotated[list[str], typer.Option(help="Data configs.")] = ("dimers",),
+    model: Annotated[str, typer.Option(help="Model config.")] = "schnet_small",
+    variant: Annotated[list[str], typer.Option(help="Variants.")] = ("baseline", "voxel"),
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    name: Annotated[str, typer.Option(help="Of the study.")] = "study",
+    output: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs"),
+    results: Annotated[Path, typer.Option(help="Where results go.")] = HERE / "results",
+) -> None:
+    """Train every cell and print the table."""
+    cells = [Cell(d, model, v, s) for s in range(seeds) for d in data for v in variant]
+    folder, file = output / name, results / f"{name}.json"
+    done: list[dict[str, Any]] = []
+    for cell in cells:
+        done.append(run_cell(cell, folder, overrides or ()))
+        write_json(file, {"overrides": overrides or [], "cells": done})
+    order = {cell.name: place for place, cell in enumerate(_by_data(cells))}
+    done.sort(key=lambda r: order[Cell(r["data"], r["model"], r["variant"], r["seed"]).name])
+    print_table(f"{name}: mean ± spread over {seeds} seeds", COLUMNS, table_rows(summarise(done)))
+    note(f"results are in {file}, runs in {folder}")
+
+
+def _by_data(cells: Sequence[Cell]) -> list[Cell]:
+    data = list(dict.fromkeys(cell.data for cell in cells))
+    return sorted(cells, key=lambda cell: data.index(cell.data))
+
+
+if __name__ == "__main__":
+    typer.run(main)
