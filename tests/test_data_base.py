@@ -188,6 +188,18 @@ def test_statistics_of_some_structures():
     )
 
 
+def test_a_reader_need_not_be_a_generator(tmp_path, monkeypatch):
+    def read_all(path):
+        return [atoms_of(float(word)) for word in path.read_text().split()]
+
+    monkeypatch.setitem(READERS, "list", Reader(read_all, (".list",)))
+    (tmp_path / "a.list").write_text("1 2 3")
+    assert load(path=str(tmp_path)).energies.tolist() == [1.0, 2.0, 3.0]
+    (tmp_path / "a.list").write_text("1 two 3")
+    with pytest.raises(InputError, match="a.list: structure 0 cannot be read .*two"):
+        load(path=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -161,8 +161,8 @@ def iterate(path: Path, reader: Reader) -> Iterator[ase.Atoms]:
             broken; names the file and the structure.
     """
     check_file(path)
-    frames, index = reader.read(path), 0
-    with closing(frames):
+    index = 0
+    with closing(_run(reader, path)) as frames:
         while True:
             try:
                 atoms = next(frames)
@@ -180,6 +180,11 @@ def iterate(path: Path, reader: Reader) -> Iterator[ase.Atoms]:
             index += 1
     if index == 0:
         raise InputError(f"{path} has no structures, expected at least one")
+
+
+def _run(reader: Reader, path: Path) -> Iterator[ase.Atoms]:
+    # A generator even of a reader that is none: errors come one by one, and it can be closed.
+    yield from reader.read(path)
 
 
 def _split_frames(stream: TextIO) -> Iterator[list[str]]:

@@ -1,5 +1,8 @@
 """A data set as training sees it: structures by number, from one file or several."""
 
+import bisect
+import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -52,17 +55,18 @@ class GraphDataset:
                 )
         self.cutoff, self.max_neighbors = cutoff, max_neighbors
         self._stores = tuple(stores)
-        self._starts = np.cumsum([0, *map(len, stores)])
+        self._starts = list(itertools.accumulate(map(len, stores), initial=0))
         self.n_node = np.concatenate([store.n_node for store in stores])
         self.n_edge = np.concatenate([store.n_edge for store in stores])
         self._all_free = all(store.all_free for store in stores)
         self.labels = first.labels + (() if self._all_free else (FREE,))
         self.roles = np.repeat(list(roles or [""] * len(stores)), list(map(len, stores)))
-        self.fingerprint = "-".join(store.fingerprint[:16] for store in stores)
+        joined = " ".join(store.fingerprint for store in stores)
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of structures."""
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
         """One structure; negative indices count from the end."""
@@ -108,8 +112,9 @@ class GraphDataset:
 
     def _locate(self, index: int) -> tuple[GraphStore, int]:
         index = int(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"structure {index} of {len(self)}")
-        index %= len(self)
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._stores[number], index - int(self._starts[number])
+        count = self._starts[-1]
+        if not -count <= index < count:
+            raise IndexError(f"structure {index} of {count}")
+        index %= count
+        number = bisect.bisect_right(self._starts, index) - 1
+        return self._stores[number], index - self._starts[number]

@@ -198,4 +198,6 @@ def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
             yield batch
     finally:
         stop.set()
-        thread.join()
+        # A forgotten iterator may be collected by whichever thread runs at that moment.
+        if thread is not threading.current_thread():
+            thread.join()

@@ -130,10 +130,10 @@ class GraphStore:
 
     def sample(self, index: int) -> Sample:
         """One structure: views into the flat arrays where dtypes allow it."""
-        a = self.arrays
+        a, n, e = self.arrays, self._first_node, self._first_edge
         graphs = slice(index, index + 1)
-        nodes = slice(self._first_node[index], self._first_node[index + 1])
-        edges = slice(self._first_edge[index], self._first_edge[index + 1])
+        nodes = slice(int(n[index]), int(n[index + 1]))
+        edges = slice(int(e[index]), int(e[index + 1]))
         graph = jraph.GraphsTuple(
             nodes={
                 POSITIONS: a[POSITIONS][nodes],
