@@ -226,7 +226,8 @@ class EwaldBlock(nn.Module):
         """
         features = h.shape[-1]
         up = self.param("up", he_orthogonal, (self.config.bottleneck, features))
-        filter = low_rank @ up  # [kvecs, feat]
+        # [kvecs, feat]; weights stored in float32 lose nothing in float64.
+        filter = low_rank.astype(h.dtype) @ up
         dense = ops.to_dense(ResidualLayer(name="pre_residual")(h), kspace.dense_index)
         message = jax.vmap(ks.message_from_phases, (0, 0, None, None))(
             dense, kspace.phases, filter, PAPER_PREFACTOR
