@@ -1,6 +1,6 @@
-"""Compare variants of a model on data sets: the same budget, several seeds, one table.
+r"""Compare variants of a model on data sets: the same budget, several seeds, one table.
 
-    python experiments/compare.py --data dimers --data dimers_far --model schnet_small \\
+    python experiments/compare.py --data dimers --data dimers_far --model schnet_small \
         --variant baseline --variant voxel --seeds 3 --name dimers
 
 trains every cell of data x variant x seed into ``runs/NAME/``, writes what came out to
@@ -130,8 +130,12 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for metric in ("energy_mae", "forces_mae"):
             values = [r["metrics"]["test"][metric] for r in group]
             row[metric] = float(np.mean(values))
-            row[f"{metric}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        row["ratio"] = row["energy_mae"] / first.setdefault((data, model), row["energy_mae"])
+            row[f"{metric}_spread"] = (
+                float(np.std(values, ddof=1)) if len(values) > 1 else None
+            )
+        row["ratio"] = row["energy_mae"] / first.setdefault(
+            (data, model), row["energy_mae"]
+        )
         row["parameters"] = group[0]["parameters"]
         row["ms_per_step"] = 1e3 * float(np.median([r["seconds_per_step"] for r in group]))
         row["minutes"] = float(np.mean([r["seconds"] for r in group])) / 60
@@ -228,8 +232,11 @@ def main(
         done.append(run_cell(cell, folder, overrides or ()))
         write_json(file, {"overrides": overrides or [], "cells": done})
     order = {cell.name: place for place, cell in enumerate(_by_data(cells))}
-    done.sort(key=lambda r: order[Cell(r["data"], r["model"], r["variant"], r["seed"]).name])
-    print_table(f"{name}: mean ± spread over {seeds} seeds", COLUMNS, table_rows(summarise(done)))
+    done.sort(
+        key=lambda r: order[Cell(r["data"], r["model"], r["variant"], r["seed"]).name]
+    )
+    title = f"{name}: mean ± spread over {seeds} seeds"
+    print_table(title, COLUMNS, table_rows(summarise(done)))
     note(f"results are in {file}, runs in {folder}")
 
 

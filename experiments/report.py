@@ -1,0 +1,58 @@
+"""Put the tables of ``experiments/results/*.json`` into the two READMEs.
+
+    python experiments/report.py
+
+Every table stands between ``<!-- table NAME -->`` and ``<!-- end NAME -->``, where NAME is a
+results file; what is between them is never typed.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from compare import COLUMNS, HERE, summarise, table_rows
+
+READMES = (HERE / "README.md", HERE.parent / "README.md")
+
+
+def markdown_table(study: Mapping[str, Any]) -> str:
+    """The table of one study, with the command line settings and the machine."""
+    rows = summarise(study["cells"])
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in table_rows(rows)]
+    machine = study["cells"][0]["machine"]
+    seeds = max(row["seeds"] for row in rows)
+    lines += [
+        "",
+        f"Mean ± standard deviation over {seeds} seeds; {machine['cores']} cores of "
+        f"{machine['processor']}, JAX {machine['jax']}.",
+    ]
+    return "\n".join(lines)
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """`text` with every table between its marks replaced."""
+    for name, table in tables.items():
+        marks = re.compile(
+            rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)",
+            re.S,
+        )
+        text = marks.sub(lambda m, t=table: m.group(1) + t + "\n" + m.group(2), text)
+    return text
+
+
+def main() -> None:
+    """Fills the READMEs."""
+    studies = {
+        p.stem: json.loads(p.read_text()) for p in sorted(HERE.glob("results/*.json"))
+    }
+    tables = {name: markdown_table(s) for name, s in studies.items() if "cells" in s}
+    for readme in READMES:
+        readme.write_text(filled(readme.read_text(), tables))
+    sys.stdout.write(f"tables: {', '.join(tables) or 'no results yet'}\n")
+
+
+if __name__ == "__main__":
+    main()
