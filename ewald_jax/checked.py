@@ -53,9 +53,11 @@ class Sources:
         # Dataclasses name the field themselves: `optim.lr must be ...`.
         named = message.startswith((f"{key}.", f"{key.rpartition('.')[2]}."))
         what = message if named else f"'{key}': {message}"
-        inside = (place for name, place in self.origin.items() if _within(name, key))
-        above = (self.origin.get(parent) for parent in _parents(key))
-        place = next((name for name in (*inside, *above) if name), None)
+        inside = [place for name, place in self.origin.items() if _within(name, key)]
+        above = [self.origin.get(parent) for parent in _parents(key)]
+        # The key itself, else the last file that set a part of it, else its section.
+        candidates = (self.origin.get(key), *inside[-1:], *above)
+        place = next((name for name in candidates if name), None)
         raise InputError(f"{place}: {what}" if place else what)
 
     def unknown(self, key: str) -> NoReturn:
@@ -67,8 +69,9 @@ class Sources:
         siblings = {k.rpartition(".")[2]: k for k in self.known if _parent(k) == parent}
         leaves = {k.rpartition(".")[2]: k for k in reversed(self.known)}
         whole = {k: k for k in self.known}
-        # A slip of the finger first, then a key without its section, then anything.
+        # A key in the wrong section, a slip of the finger, both, then anything.
         for names, word, cutoff in (
+            (leaves, leaf, 1.0),
             (siblings, leaf, 0.6),
             (leaves, leaf, 0.75),
             (siblings if parent else whole, key if not parent else leaf, 0.0),

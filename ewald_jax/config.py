@@ -137,17 +137,27 @@ def load_section(
 
 def _merge(parts: list[tuple[str, DictConfig]]) -> tuple[dict[str, Any], Sources]:
     """Merged plain values, and which file or override each key came from."""
-    origin = {}
+    origin, merged = {}, {}
     for source, part in parts:
-        origin |= {key: source for key in flatten(OmegaConf.to_container(part))}
+        values = OmegaConf.to_container(part)
+        origin |= {key: source for key in flatten(values)}
+        merged = _update(merged, values)
     try:
-        merged = OmegaConf.merge(*(part for _, part in parts))
-        return OmegaConf.to_container(merged, resolve=True), Sources(origin)
+        resolved = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+        return resolved, Sources(origin)
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         key = getattr(error, "full_key", None)
         place = f"{origin.get(key, 'config')}: '{key}': " if key else ""
         raise InputError(f"{place}{first}") from None
+
+
+def _update(below: Any, above: Any) -> Any:
+    """Mappings key by key; anything else takes the place of what is below it."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    shared = {key: _update(below[key], above[key]) for key in below if key in above}
+    return {**below, **above, **shared}
 
 
 def _from_values(values: Mapping[str, Any], sources: Sources) -> Config:
@@ -217,8 +227,8 @@ def _missing(path: Path) -> str:
     folder = path.parent
     while not folder.is_dir():
         folder = folder.parent
-    nearby = {file.name: file for file in _yaml_files(folder)}
-    names = difflib.get_close_matches(path.name, nearby, n=3, cutoff=0.5)
+    nearby = {file.stem: file for file in _yaml_files(folder)}
+    names = difflib.get_close_matches(path.stem, nearby, n=3, cutoff=0.5)
     hint = ", ".join(str(nearby[name]) for name in names)
     return f"there is no config file {path}" + (f"; near it: {hint}" if hint else "")
 

@@ -9,7 +9,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from ewald_jax import EwaldConfig, build_model
 from ewald_jax.checked import Sources, construct, flatten, plain
+from ewald_jax.config import Config, load_config, load_section
+from ewald_jax.models import SchNet
+from ewald_jax.train import LossConfig
 from ewald_jax.typing import InputError
 
 
@@ -138,3 +142,143 @@ def test_plain_values_are_json_and_come_back(value):
     written = json.loads(json.dumps(plain(value)))
     sources = Sources({}).knowing({"o": Outer})
     assert construct(Outer, written, "o", sources) == value
+
+
+DATA = "data: {name: dimers}\n"
+MODEL = """
+model: {name: schnet, hidden_channels: 8, cutoff: 4}
+optim: {lr: 1e-4, milestones: [10, 20]}
+"""
+VOXEL = "model: {ewald: {scheme: voxel, k_cutoff: 0.4}}\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes YAML files and gives their paths."""
+
+    def write(**texts):
+        paths = []
+        for name, text in texts.items():
+            paths.append(tmp_path / f"{name}.yaml")
+            paths[-1].write_text(text)
+        return paths
+
+    return write
+
+
+def test_files_compose_from_left_to_right(files):
+    paths = files(data=DATA, model=MODEL, variant=VOXEL, last="optim: {lr: 3e-4}")
+    config = load_config(paths, ["train.epochs=7", "model.ewald.bottleneck=4"])
+    assert config.data.name == "dimers"
+    assert (type(config.model), config.model.hidden_channels) == (SchNet, 8)
+    assert config.model.cutoff == 4.0
+    assert config.model.ewald == EwaldConfig(k_cutoff=0.4, bottleneck=4)
+    assert config.optim.lr == 3e-4
+    assert config.optim.milestones == (10, 20)
+    assert config.train.epochs == 7
+    assert config.loss == LossConfig()
+
+
+def test_null_takes_a_section_back(files):
+    paths = files(data=DATA, model=MODEL, variant=VOXEL, none="model: {ewald: null}")
+    assert load_config(paths).model.ewald is None
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.0e-4", ".0001", "0.0001", "'1e-4'"])
+def test_numbers_as_people_write_them(files, text):
+    paths = files(data=DATA, model=MODEL, lr=f"optim: {{lr: {text}}}")
+    assert load_config(paths).optim.lr == 1e-4
+    assert load_config(paths[:2], [f"optim.lr={text}"]).optim.lr == 1e-4
+
+
+def test_interpolation(files):
+    paths = files(data=DATA, model=MODEL, more="train: {seed: 3}\ndata: {split_seed: 4}")
+    config = load_config(paths, ["data.split_seed=${train.seed}"])
+    assert config.data.split_seed == 3
+
+
+def test_plain_values_rebuild_the_config(files):
+    config = load_config(files(data=DATA, model=MODEL, variant=VOXEL))
+    written = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    assert Config.from_dict(written) == config
+    assert build_model(**written["model"]) == config.model
+
+
+def test_summary_names_what_is_not_the_default(files):
+    changed = load_config(files(data=DATA, model=MODEL)).changed()
+    assert changed["data"] == "name=dimers"
+    assert changed["model"] == "schnet hidden_channels=8 cutoff=4.0"
+    assert changed["optim"] == "lr=0.0001 milestones=[10,20]"
+    assert changed["train"] == "the defaults"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("optm: {lr: 1.0}", "'optm': unknown key; did you mean 'optim'?"),
+        ("lr: 1.0", "'lr': unknown key; did you mean 'optim.lr'?"),
+        ("optim: {learning_rate: 1}", "'optim.learning_rate': unknown key; did you mean"),
+        ("model: {hiden_channels: 8}", "did you mean 'model.hidden_channels'?"),
+        ("model: {ewald: {k_cut: 1}}", "did you mean 'model.ewald.k_cutoff'?"),
+        ("model: {k_cutoff: 1}", "did you mean 'model.ewald.k_cutoff'?"),
+        ("model: {name: shcnet}", "'model.name': unknown model 'shcnet'; did you mean"),
+        ("model: {name: no.such.Model}", "'model.name': cannot import the model"),
+        ("model: {cutoff: far}", "'model.cutoff': expected a number, got 'far'"),
+        ("model: 3", "'model': expected a mapping of keys, got 3"),
+        ("train: {epochs: 1.5}", "'train.epochs': expected an integer, got 1.5"),
+        ("train: {epochs: 0}", "train.epochs must be at least 1"),
+        ("data: {statistics: {scale: -1}}", "statistics.scale is -1.0"),
+        ("optim: [1, 2]", "'optim': expected a mapping of keys, got [1, 2]"),
+        ("[optim, train]", "expected a mapping of sections, found a list"),
+        ("optim: {lr: 1}\noptim: {lr: 2}", "line 2: not valid YAML (found duplicate key"),
+        ("optim: {lr: 1", "line 2: not valid YAML"),
+        (
+            "optim: !!python/object/apply:os.getcwd []",
+            "not valid YAML (could not determine",
+        ),
+        ("optim: {lr: '${train.x}'}", "'optim.lr': Interpolation key 'train.x' not found"),
+    ],
+)
+def test_mistakes_name_file_and_key(files, text, sentence):
+    paths = files(data=DATA, model=MODEL, wrong=text)
+    with pytest.raises(InputError) as caught:
+        load_config(paths)
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(str(paths[-1]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["optim.lr", "=3", "optim.=3", ".lr=3", "optim.lr=[1"])
+def test_malformed_overrides(files, override):
+    with pytest.raises(InputError, match="^override "):
+        load_config(files(data=DATA, model=MODEL), [override])
+
+
+def test_a_wrong_override_is_of_the_command_line(files):
+    with pytest.raises(InputError, match=r"^the command line: 'optim.lrr': unknown key"):
+        load_config(files(data=DATA, model=MODEL), ["optim.lrr=1"])
+
+
+def test_files_that_cannot_be_read(files, tmp_path):
+    (path,) = files(data=DATA)
+    with pytest.raises(InputError, match="no config file .*dta.yaml; near it: .*data.yaml"):
+        load_config([path.with_name("dta.yaml")])
+    with pytest.raises(InputError, match="no config file .*/there.yaml$"):
+        load_config([tmp_path / "not" / "there.yaml"])
+    with pytest.raises(InputError, match="cannot be read as a config"):
+        load_config([tmp_path])
+    path.write_bytes(b"data: \xff\xfe")
+    with pytest.raises(InputError, match="it is not UTF-8 text"):
+        load_config([path])
+    with pytest.raises(InputError, match="the configs name no model: set 'model.name' to"):
+        load_config([])
+
+
+def test_one_section_alone(files):
+    paths = files(data=DATA + "other: {not: checked}", model=MODEL)
+    assert load_section(paths[0], "data", ["data.limit=3"]).limit == 3
+    assert load_section({"name": "slabs"}, "data").name == "slabs"
+    with pytest.raises(InputError, match="has no section 'data'"):
+        load_section(paths[1], "data")
+    with pytest.raises(InputError, match="did you mean 'data.limit'"):
+        load_section(paths[0], "data", ["data.limt=3"])
