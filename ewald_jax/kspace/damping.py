@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from ewald_jax.typing import Array, Float
 
+_SINC_TERMS = 10
+"""Of the power series, for |u| < 1; the first one left out is below 1e-22."""
+
 
 def sinc_damping(
     positions: Float[Array, "*batch nodes 3"],
@@ -28,6 +31,26 @@ def sinc_damping(
     Returns:
         Damping of each node.
     """
-    u = positions * (delta_k / 2)
-    # jnp.sinc is the normalised one.
-    return jnp.prod(jnp.sinc(u / jnp.pi if form == "exact" else u), axis=-1)
+    u = positions * (delta_k / 2 if form == "exact" else jnp.pi * delta_k / 2)
+    return jnp.prod(sinc(u), axis=-1)
+
+
+def sinc(u: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """``sin(u) / u``, with derivatives of every order at full precision.
+
+    Those of the quotient (and of `jnp.sinc`) cancel near zero: in float32 the slope at 1e-6 is
+    wrong by 0.06, which is where the atoms of a planar molecule lie.
+
+    Args:
+        u: Any values.
+
+    Returns:
+        sinc, 1 at 0.
+    """
+    near = jnp.abs(u) < 1
+    far = jnp.where(near, 1.0, u)
+    square = jnp.where(near, u, 0.0) ** 2
+    series = jnp.ones_like(u)
+    for n in range(_SINC_TERMS, 0, -1):
+        series = 1 - square / (2 * n * (2 * n + 1)) * series
+    return jnp.where(near, series, jnp.sin(far) / far)
