@@ -62,7 +62,7 @@ def draw(directories: Mapping[str, Path], cutoff: float, path: Path) -> Path:
     parts = split_indices("dimers", "random", infos, seed=0)
     curve, test = ([structures[i] for i in parts[key]] for key in ("curve", "test"))
     shown = [*curve, *test]
-    energy = np.array([atoms.info["energy"] for atoms in shown])
+    energy = np.array([atoms.get_potential_energy() for atoms in shown])
     monomers = energy - np.array([atoms.info["interaction_energy"] for atoms in shown])
     distance = np.array([closest_distance(atoms) for atoms in shown])
     predictions = {name: predicted_energies(d, shown) for name, d in directories.items()}

@@ -1,7 +1,7 @@
 """`ewald-jax train`: from configs to a directory with checkpoints and metrics."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,12 @@ from ewald_jax.cli.common import (
     split_arguments,
 )
 from ewald_jax.typing import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ewald_jax.config import Config
+    from ewald_jax.train.loop import FitResult
 
 
 @command
@@ -48,37 +54,15 @@ def train(
     from rich.console import Console
 
     from ewald_jax.config import load_config
-    from ewald_jax.data.base import load_dataset
-    from ewald_jax.data.splits import split_dataset
-    from ewald_jax.data.statistics import dataset_statistics
-    from ewald_jax.train.directory import check_directory
-    from ewald_jax.train.loop import fit
 
     paths, overrides = split_arguments(configs)
     if not paths:
         raise InputError("train needs at least one config file before the overrides")
     config = load_config(paths, overrides)
     output = output or Path("runs") / "-".join(path.stem for path in paths)
-    # Before the data are read, which may take long.
-    check_directory(output, resume, overwrite)
-    dataset = load_dataset(
-        config.data, config.model.cutoff, config.model.max_neighbors, progress
-    )
-    if progress:
-        for section, settings in config.changed().items():
-            note(f"{section}: {settings}")
-    splits = split_dataset(config.data, dataset)
-    statistics = dataset_statistics(dataset, splits["train"], config.data.statistics)
-    result = fit(
-        config.model,
-        dataset,
-        splits,
-        train=config.train,
-        loss=config.loss,
-        optim=config.optim,
-        output_dir=output,
-        statistics=statistics,
-        config=config.to_dict(),
+    result = run_training(
+        config,
+        output,
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -105,3 +89,56 @@ def train(
         note(f"checkpoints, metrics and config are in {output}")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def run_training(
+    config: "Config",
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    console: "Console | None" = None,
+) -> "FitResult":
+    """From a composed config to a trained model: what the verb does, for scripts.
+
+    Args:
+        config: Data, model, loss, optimiser, training.
+        output: Directory of the run.
+        resume: Continue the training in `output`; start one if there is none.
+        overwrite: Replace the training in `output`.
+        progress: Show progress.
+        console: Where to show it; None is standard output.
+
+    Returns:
+        As `ewald_jax.train.loop.fit`.
+
+    Raises:
+        InputError: If the data are broken, or the directory is in use.
+    """
+    from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.splits import split_dataset
+    from ewald_jax.data.statistics import dataset_statistics
+    from ewald_jax.train.directory import check_directory
+    from ewald_jax.train.loop import fit
+
+    # Before the data are read, which may take long.
+    check_directory(output, resume, overwrite)
+    cutoff, max_neighbors = config.model.cutoff, config.model.max_neighbors
+    dataset = load_dataset(config.data, cutoff, max_neighbors, progress)
+    splits = split_dataset(config.data, dataset)
+    return fit(
+        config.model,
+        dataset,
+        splits,
+        train=config.train,
+        loss=config.loss,
+        optim=config.optim,
+        output_dir=output,
+        statistics=dataset_statistics(dataset, splits["train"], config.data.statistics),
+        config=config.to_dict(),
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+        console=console,
+    )
