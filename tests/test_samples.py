@@ -204,8 +204,9 @@ def test_making_again_gives_the_same(tmp_path, dimers):
         "dimers.extxyz.xz",
         "provenance.json",
     ]
-    for new, old in zip(read_sample("dimers", tmp_path / "dimers.extxyz.xz"), dimers,
-                        strict=False):
+    for new, old in zip(
+        read_sample("dimers", tmp_path / "dimers.extxyz.xz"), dimers, strict=False
+    ):
         assert new.info["pair"] == old.info["pair"]
         assert np.allclose(new.positions, old.positions, atol=1e-3)
         assert new.get_potential_energy() == pytest.approx(

@@ -99,6 +99,8 @@ def describe() -> dict:
     return {
         "structures": "rattled, strained (100) slabs with molecules, and bulk cells",
         "sampling": "Gamma point only",
+        "known_limits": "energies keep a dependence on the cell's width, and jump by 1 to 2 "
+        "meV where a periodic image crosses one of tblite's cutoffs",
         "accuracy": ACCURACY,
         "lattice_constants_A": LATTICE,
         "strain": {"bulk": STRAIN, "slab": SLAB_STRAIN},
