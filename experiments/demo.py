@@ -54,10 +54,9 @@ def draw(directories: Mapping[str, Path], cutoff: float, path: Path) -> Path:
         `path`.
     """
     from ewald_jax.analysis import Curve, plot_binding_curves, save_figure
-    from ewald_jax.data.ase_files import read_structures
-    from ewald_jax.data.samples import sample_path, split_indices
+    from ewald_jax.data.samples import read_sample, split_indices
 
-    structures = read_structures(sample_path("dimers"))
+    structures = read_sample("dimers")
     infos = [atoms.info for atoms in structures]
     parts = split_indices("dimers", "random", infos, seed=0)
     curve, test = ([structures[i] for i in parts[key]] for key in ("curve", "test"))

@@ -6,6 +6,7 @@ is one sentence on stderr and exit code 2; Ctrl-C is exit code 130.
 
 import typer
 
+from ewald_jax.cli.benchmark import benchmark_app
 from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
 from ewald_jax.cli.predict import predict
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(data_app, name="data")
 
 

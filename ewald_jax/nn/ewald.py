@@ -24,7 +24,8 @@ from ewald_jax.typing import Array, Float, InputError, Int
 
 PAPER_PREFACTOR = 0.01
 """Constant in front of the message of the paper's two schemes (reference code; not in the
-paper). It makes messages of order one for structures of about a hundred atoms."""
+paper). It keeps the messages of a hundred atoms or more of order one; those of small molecules
+start far below that, and learn slowly."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class EwaldConfig:
         float32_prune: voxel: prune the grid as the reference does.
         min_frame_nodes: voxel: fewest atoms that are turned into principal axes; the
             reference has 3.
+        prefactor: c in front of the message.
     """
 
     scheme: Literal["lattice", "voxel"] = "voxel"
@@ -57,6 +59,7 @@ class EwaldConfig:
     sinc: Literal["exact", "normalized"] = "exact"
     float32_prune: bool = False
     min_frame_nodes: int = 2
+    prefactor: float = PAPER_PREFACTOR
 
     def __post_init__(self):
         """Checks the values.
@@ -230,7 +233,7 @@ class EwaldBlock(nn.Module):
         filter = low_rank.astype(h.dtype) @ up
         dense = ops.to_dense(ResidualLayer(name="pre_residual")(h), kspace.dense_index)
         message = jax.vmap(ks.message_from_phases, (0, 0, None, None))(
-            dense, kspace.phases, filter, PAPER_PREFACTOR
+            dense, kspace.phases, filter, self.config.prefactor
         )
         update = ops.from_dense(message, kspace.node_slot)
         if self.scaled:
