@@ -63,10 +63,10 @@ def read_description(directory: Path) -> tuple[dict[str, Any], Statistics]:
         raise InputError(f"{directory / CONFIG}: has no section 'model'")
     try:
         statistics = Statistics.from_dict(read_json(directory / STATISTICS))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"{directory / STATISTICS}: are not statistics ({error})"
-        ) from None
+    except InputError as error:
+        place = f"{directory / STATISTICS}"
+        words = str(error)
+        raise InputError(words if place in words else f"{place}: {words}") from None
     return config, statistics
 
 

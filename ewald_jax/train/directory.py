@@ -20,6 +20,7 @@ _MAY_DIFFER = (
     "eval_every",
     "eval_every_steps",
     "checkpoint_every",
+    "checkpoint_seconds",
     "log_every",
     "tensorboard",
 )
@@ -102,9 +103,26 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
 
 def write_history(directory: Path, history: Sequence[Mapping[str, Any]]) -> None:
     """Writes metrics.jsonl, one line per evaluation, whole."""
-    with writing(f"{directory / HISTORY}", "the last checkpoint is kept"):
-        lines = (json.dumps(record, allow_nan=False) + "\n" for record in history)
-        write_text(directory / HISTORY, "".join(lines))
+    with writing(f"{directory / HISTORY}", "the checkpoints are kept"):
+        write_text(directory / HISTORY, "".join(map(_line, history)))
+
+
+def append_history(directory: Path, record: Mapping[str, Any]) -> None:
+    """Adds a line to metrics.jsonl, or nothing if it does not fit on the disk."""
+    with (
+        writing(f"{directory / HISTORY}", "the checkpoints are kept"),
+        open(directory / HISTORY, "ab", buffering=0) as file,
+    ):
+        before = file.tell()
+        try:
+            file.write(_line(record).encode())
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def read_history(directory: Path, records: int) -> list[dict[str, Any]]:
@@ -129,7 +147,7 @@ def read_history(directory: Path, records: int) -> list[dict[str, Any]]:
 
 def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     """Writes metrics.json."""
-    with writing(f"{directory / METRICS}", "the last checkpoint is kept"):
+    with writing(f"{directory / METRICS}", "the checkpoints are kept"):
         write_json(directory / METRICS, metrics)
 
 

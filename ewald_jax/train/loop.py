@@ -7,6 +7,7 @@ that nothing has happened to.
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,18 @@ from rich.console import Console
 
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.statistics import Statistics
-from ewald_jax.train.checkpoint import restore_params, save_checkpoint
+from ewald_jax.train.checkpoint import restore_params
 from ewald_jax.train.culprits import NonFiniteError, blame
-from ewald_jax.train.directory import TENSORBOARD, write_history, write_metrics
+from ewald_jax.train.directory import (
+    TENSORBOARD,
+    append_history,
+    write_history,
+    write_metrics,
+)
 from ewald_jax.train.display import Board, Display
 from ewald_jax.train.evaluate import means, run_evaluation
 from ewald_jax.train.interrupt import Interruptible
+from ewald_jax.train.keeper import Keeper
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.meter import Meter
 from ewald_jax.train.metrics import LARGER_IS_BETTER, Sums
@@ -96,36 +103,59 @@ def fit(
         Display(progress, run.num_steps, console) as display,
         Board(board_dir, at.step) as board,
     ):
+        live = _Live(
+            at=at,
+            history=history,
+            meter=Meter(at.sums, at.seconds),
+            keeper=Keeper(run.directory, train.checkpoint_seconds),
+            stop=stop,
+            display=display,
+            board=board,
+        )
         display.print(summary(run, state, at))
-        meter = Meter(at.sums, at.seconds)
+        write_history(run.directory, history)
         while not stop.requested and (at.evaluation_due or at.step < run.num_steps):
             if at.evaluation_due:
-                state = _evaluate(run, state, at, meter, history, stop, display, board)
-                _save_last(run, state, at, meter)
+                state = _evaluate(run, live, state)
+                if live.keeper.due:
+                    _save(run, live, state)
                 continue
             batches = run.loaders[TRAIN].epoch(*divmod(at.step, run.steps_per_epoch))
             with contextlib.closing(batches):
-                meter.start()
+                live.meter.start()
                 for batch in batches:
                     traced = len(run.train_traces)
                     state, sums = run.train_step(state, batch)
                     at.step += 1
-                    meter.add(sums, compiled=len(run.train_traces) > traced)
+                    live.meter.add(sums, compiled=len(run.train_traces) > traced)
                     display.step(at.step)
 
                     epoch_ends = at.step % run.steps_per_epoch == 0
                     at.evaluation_due = _evaluation_due(run, at.step)
                     pause = epoch_ends or at.evaluation_due or stop.requested
-                    save = _every(train.checkpoint_every, at.step) or epoch_ends
+                    save = _every(train.checkpoint_every, at.step)
+                    save |= epoch_ends and not at.evaluation_due and live.keeper.due
                     if pause or save or _every(train.log_every, at.step):
-                        _read(run, state, at, meter, display, board)
-                    if save and not at.evaluation_due:
-                        _save_last(run, state, at, meter)
+                        _read(run, live, state)
+                    if save:
+                        _save(run, live, state)
                     if pause:
                         break
-        if stop.requested:
-            _save_last(run, state, at, meter)
-        return _finish(run, state, at, meter, history, stop.requested, display)
+        _save(run, live, state)
+        return _finish(run, live, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Live:
+    """What changes or is open while a training runs, the state on the device aside."""
+
+    at: Position
+    history: list[dict[str, Any]]
+    meter: Meter
+    keeper: Keeper
+    stop: Interruptible
+    display: Display
+    board: Board
 
 
 def _every(interval: int, step: int) -> bool:
@@ -137,87 +167,78 @@ def _evaluation_due(run: Run, step: int) -> bool:
     return step == run.num_steps or step % interval == 0
 
 
-def _read(
-    run: Run, state: TrainState, at: Position, meter: Meter, display: Display, board: Board
-) -> None:
+def _read(run: Run, live: _Live, state: TrainState) -> None:
     """Reads the running sums back; raises if a step since the last reading was not finite."""
-    window, healthy, good_steps = meter.read(state)
+    window, healthy, good_steps = live.meter.read(state)
     if not healthy:
         epoch, batch = divmod(good_steps, run.steps_per_epoch)
         size = run.train.batch_size
         indices = run.loaders[TRAIN].order(epoch)[batch * size : (batch + 1) * size]
-        step = good_steps + 1
-        raise _blame(run, state, f"step {step}: the loss is not finite", indices)
+        what = f"step {good_steps + 1}: the loss is not finite"
+        raise _blame(run, live, state.params, what, indices)
     values = means(window, run.loss)
-    display.note(values)
-    board.scalars({f"train/{name}": value for name, value in values.items()}, at.step)
+    live.display.note(values)
+    live.board.scalars({f"train/{k}": v for k, v in values.items()}, live.at.step)
 
 
-def _evaluate(
-    run: Run,
-    state: TrainState,
-    at: Position,
-    meter: Meter,
-    history: list[dict[str, Any]],
-    stop: Interruptible,
-    display: Display,
-    board: Board,
-) -> TrainState:
+def _save(run: Run, live: _Live, state: TrainState) -> None:
+    """Saves everything that resuming needs; nothing pending may be left in the meter."""
+    live.at.sums, live.at.seconds = live.meter.sums, live.meter.seconds
+    live.keeper.last(state, {**live.at.to_dict(), "data": run.data_hash})
+
+
+def _evaluate(run: Run, live: _Live, state: TrainState) -> TrainState:
     """Validates, records, and keeps the best; leaves the evaluation due if interrupted."""
-    epoch = -(-at.step // run.steps_per_epoch)
+    at, train = live.at, run.train
     lr = float(run.schedule(at.step - 1)) * at.plateau.scale
+    epoch = -(-at.step // run.steps_per_epoch)
     record: dict[str, Any] = {"epoch": epoch, "step": at.step, "lr": lr}
-    record |= {f"train_{k}": v for k, v in means(meter.sums, run.loss).items()}
+    record |= {f"train_{k}": v for k, v in means(live.meter.sums, run.loss).items()}
     if VAL in run.loaders:
-        sums = _sums(run, state, state.eval_params, VAL, display, stop)
+        sums = _sums(run, live, state.eval_params, VAL)
         if sums is None:
             return state
         record |= {f"val_{k}": v for k, v in means(sums, run.loss).items()}
-    record["seconds"] = meter.seconds
+    record["seconds"] = live.meter.seconds
 
-    value = record[f"{VAL if VAL in run.loaders else TRAIN}_{run.train.monitor}"]
-    value = -value if run.train.monitor in LARGER_IS_BETTER else value
+    value = record[f"{VAL if VAL in run.loaders else TRAIN}_{train.monitor}"]
+    value = -value if train.monitor in LARGER_IS_BETTER else value
     if run.optim.schedule == "plateau":
         at.plateau = update_plateau(at.plateau, value, run.optim)
         state = state.replace(lr_scale=jnp.asarray(at.plateau.scale, jnp.float32))
     if at.best is None or value < at.best:
         at.best = value
-        save_checkpoint(run.directory, "best", state, record)
-    history.append(record)
-    write_history(run.directory, history)
-    display.record(record)
+        live.keeper.best(state, record)
+    live.history.append(record)
+    append_history(run.directory, record)
+    live.display.record(record)
     tags = {"lr": lr} | {f"val/{k[4:]}": v for k, v in record.items() if k[:4] == "val_"}
-    board.scalars(tags, at.step)
-    board.flush()
-    at.records, at.evaluation_due = len(history), False
-    meter.reset()
+    live.board.scalars(tags, at.step)
+    live.board.flush()
+    at.records, at.evaluation_due = len(live.history), False
+    live.meter.reset()
     return state
 
 
-def _sums(
-    run: Run,
-    state: TrainState,
-    params: PyTree,
-    split: str,
-    display: Display,
-    stop: Interruptible | None = None,
-) -> Sums | None:
-    loader = run.loaders[split]
-    asked = None if stop is None else lambda: stop.requested
+def _sums(run: Run, live: _Live, params: PyTree, split: str) -> Sums | None:
+    """Evaluates a split; None if interrupted."""
+    loader, shown = run.loaders[split], live.display.evaluating
+    stop = lambda: live.stop.requested
     try:
-        return run_evaluation(run.eval_step, params, loader, display.evaluating, asked)
+        return run_evaluation(run.eval_step, params, loader, shown, stop)
     except NonFiniteError as error:
-        what = f"after step {int(state.step)}: {error} of the split '{split}'"
-        raise _blame(run, state, what, error.structures) from None
+        what = f"after step {live.at.step}: {error} of the split '{split}'"
+        raise _blame(run, live, params, what, error.structures) from None
 
 
 def _blame(
-    run: Run, state: TrainState, what: str, indices: Sequence[int]
+    run: Run, live: _Live, params: PyTree, what: str, indices: Sequence[int]
 ) -> NonFiniteError:
+    live.keeper.flush()
     return blame(
         what,
         run.model,
-        state.params,
+        params,
         run.dataset,
         indices,
         budgets=run.loaders[TRAIN].budgets,
@@ -228,40 +249,30 @@ def _blame(
     )
 
 
-def _save_last(run: Run, state: TrainState, at: Position, meter: Meter) -> None:
-    """Saves everything that resuming needs; nothing pending may be left in the meter."""
-    at.sums, at.seconds = meter.sums, meter.seconds
-    save_checkpoint(run.directory, "last", state, {**at.to_dict(), "data": run.data_hash})
-
-
-def _finish(
-    run: Run,
-    state: TrainState,
-    at: Position,
-    meter: Meter,
-    history: list[dict[str, Any]],
-    interrupted: bool,
-    display: Display,
-) -> FitResult:
+def _finish(run: Run, live: _Live, state: TrainState) -> FitResult:
     """Evaluates the best parameters on the other splits, and says what has been done."""
+    at = live.at
     params, best = state.eval_params, {}
     if at.best is not None:
         params, best = restore_params(run.directory, "best", state.params)
     val = {k[4:]: v for k, v in best.items() if k[:4] == "val_"}
     metrics = {VAL: val} if val else {}
     others = [name for name in run.loaders if name not in (TRAIN, VAL)]
-    for split in others if not interrupted else ():
-        metrics[split] = means(_sums(run, state, params, split, display), run.loss)
+    for split in others if not live.stop.requested else ():
+        sums = _sums(run, live, params, split)
+        if sums is not None:
+            metrics[split] = means(sums, run.loss)
+    interrupted = live.stop.requested
     buckets = dict(collections.Counter(map(str, run.train_traces)))
     result = FitResult(
         params=params,
         metrics=metrics,
-        history=history,
+        history=live.history,
         step=at.step,
         best_step=best.get("step", at.step),
         compilations=len(run.train_traces),
         compilations_per_bucket=buckets,
-        seconds_per_step=meter.seconds_per_step,
+        seconds_per_step=live.meter.seconds_per_step,
         interrupted=interrupted,
         directory=run.directory,
     )
@@ -269,5 +280,5 @@ def _finish(
     plain |= {"parameters": count_parameters(params), "compilations": buckets}
     plain |= {"seconds_per_step": result.seconds_per_step, "finished": not interrupted}
     write_metrics(run.directory, plain)
-    report(result, display)
+    report(result, live.display)
     return result

@@ -40,6 +40,14 @@ from ewald_jax.typing import InputError
 
 TRAIN, VAL = "train", "val"
 
+_NOT_NEGATIVE = (
+    "max_steps",
+    "eval_every_steps",
+    "checkpoint_every",
+    "checkpoint_seconds",
+    "seed",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -55,7 +63,9 @@ class TrainConfig:
         monitor: Validation metric that decides about the best checkpoint and the plateau.
         log_every: Steps between readings of the running loss, which wait for the device.
         checkpoint_every: Steps between saves of the last checkpoint, besides those at the
-            end of each epoch and evaluation; 0 for none.
+            end of epochs; 0 for none.
+        checkpoint_seconds: Least time between saves at the end of epochs, so that saving
+            costs little where epochs are short; 0 saves after each.
         max_buckets: Most shapes of batches, each of which costs a compilation.
         tensorboard: Write TensorBoard files.
     """
@@ -69,6 +79,7 @@ class TrainConfig:
     monitor: str = "loss"
     log_every: int = 50
     checkpoint_every: int = 0
+    checkpoint_seconds: float = 10.0
     max_buckets: int = 4
     tensorboard: bool = True
 
@@ -77,7 +88,13 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "eval_every", "log_every", "max_buckets"):
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be at least 1")
-        for name in ("max_steps", "eval_every_steps", "checkpoint_every", "seed"):
+        for name in (
+            "max_steps",
+            "eval_every_steps",
+            "checkpoint_every",
+            "checkpoint_seconds",
+            "seed",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"train.{name} must not be negative")
 

@@ -1,0 +1,509 @@
+"""Training as a whole: what it learns, shows, writes, counts and refuses."""
+
+import io
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from test_train_toy import compilation_cache, toy_atoms, toy_dataset, toy_model, toy_splits
+
+from ewald_jax.data import LabelOptions, dataset_from_atoms, dataset_statistics
+from ewald_jax.models import batch_from_atoms
+from ewald_jax.potential import init_params
+from ewald_jax.train import (
+    LossConfig,
+    NonFiniteError,
+    OptimConfig,
+    TrainConfig,
+    evaluate,
+    fit,
+    load_checkpoint,
+)
+from ewald_jax.train import keeper as keeper_module
+from ewald_jax.train.checkpoint import read_progress
+from ewald_jax.typing import InputError
+
+FORCES = LossConfig(forces="l2")
+ENERGY = LossConfig()
+QUIET = dict(progress=False, loss=ENERGY, optim=OptimConfig(lr=1e-2))
+
+
+def settings(**fields):
+    return TrainConfig(**{"epochs": 2, "batch_size": 4, "tensorboard": False, **fields})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with compilation_cache(tmp_path_factory.mktemp("compilations")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return toy_dataset(24)
+
+
+def lines(directory):
+    return [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """Three epochs of four batches with everything on, and what was shown."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    shown = io.StringIO()
+    result = fit(
+        toy_model(),
+        dataset,
+        toy_splits(24, 6, 3),
+        train=TrainConfig(epochs=3, batch_size=4, log_every=2, checkpoint_every=3),
+        loss=FORCES,
+        optim=OptimConfig(lr=3e-3, ema_decay=0.9, amsgrad=True, clip_norm=10.0),
+        output_dir=directory,
+        config={"data": {"name": "toy"}, "seed": 0},
+        console=Console(file=shown, width=60),
+    )
+    return result, directory, shown.getvalue()
+
+
+def test_result(trained):
+    result, directory, _ = trained
+    assert result.step == 12 and not result.interrupted and result.directory == directory
+    assert set(result.metrics) == {"val", "test"}
+    assert all(
+        math.isfinite(v) for split in result.metrics.values() for v in split.values()
+    )
+    assert [record["step"] for record in result.history] == [4, 8, 12]
+    best = min(result.history, key=lambda record: record["val_loss"])
+    assert result.best_step == best["step"]
+    assert result.metrics["val"]["loss"] == best["val_loss"]
+    assert 0 < result.seconds_per_step < 1
+
+
+def test_history_on_disk(trained):
+    result, directory, _ = trained
+    history = lines(directory)
+    assert history == result.history
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    for record in history:
+        assert {"lr", "seconds", "train_loss", "val_energy_mae", "val_efwt"} <= set(record)
+
+
+def test_metrics_on_disk(trained):
+    result, directory, _ = trained
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert metrics["val"] == result.metrics["val"]
+    assert metrics["test"] == result.metrics["test"]
+    assert metrics["finished"] and metrics["best_step"] == result.best_step
+    assert metrics["compilations"] == result.compilations_per_bucket
+
+
+def test_directory_describes_itself(trained):
+    result, directory, _ = trained
+    model, params, config, statistics = load_checkpoint(directory)
+    assert model == toy_model()
+    assert set(config) == {"data", "seed", "model", "loss", "optim", "train"}
+    assert config["data"] == {"name": "toy"} and config["optim"]["ema_decay"] == 0.9
+    assert statistics.scale > 0 and len(statistics.species) == 4
+    jax.tree.map(np.testing.assert_array_equal, params, result.params)
+
+
+def test_loaded_parameters_give_the_reported_metrics(trained, dataset):
+    result, directory, _ = trained
+    model, params, _, statistics = load_checkpoint(directory)
+    for split in ("val", "test"):
+        indices = toy_splits(24, 6, 3)[split]
+        done = []
+        values = evaluate(
+            model,
+            params,
+            dataset,
+            indices,
+            statistics=statistics,
+            loss=FORCES,
+            batch_size=5,
+            on_batch=lambda *counts, done=done: done.append(counts),
+        )
+        assert values == pytest.approx(result.metrics[split], rel=1e-4)
+        assert done[-1][0] == done[-1][1] == -(-len(indices) // 5)
+
+
+def test_shown_on_something_that_is_no_terminal(trained):
+    """Plain lines without control characters, not folded: a header, one line per epoch."""
+    result, directory, shown = trained
+    assert "\x1b" not in shown and "\r" not in shown
+    rows = shown.splitlines()
+    assert "parameters" in rows[0] and "from the start" in rows[0]
+    assert rows[1].split()[:3] == ["epoch", "step", "lr"]
+    assert [row.split()[:2] for row in rows[2:5]] == [["1", "4"], ["2", "8"], ["3", "12"]]
+    assert len(rows[1]) == len(rows[2])
+    assert f"compilations of the training step: {result.compilations} (" in shown
+    assert "median step" in shown
+
+
+def test_tensorboard(trained):
+    _, directory, _ = trained
+    (events,) = (directory / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for tag in (b"train/loss", b"train/grad_norm", b"val/energy_mae", b"lr"):
+        assert tag in content
+
+
+def test_last_checkpoint_is_the_last_step(trained):
+    _, directory, _ = trained
+    progress = read_progress(directory, "last")
+    assert progress["step"] == 12 and not progress["evaluation_due"]
+    assert len(list((directory / "checkpoints" / "last").iterdir())) == 1
+
+
+def test_resuming_a_finished_training_changes_nothing(trained, dataset):
+    result, directory, _ = trained
+    again = fit(
+        toy_model(),
+        dataset,
+        toy_splits(24, 6, 3),
+        train=TrainConfig(epochs=3, batch_size=4, log_every=2, checkpoint_every=3),
+        loss=FORCES,
+        optim=OptimConfig(lr=3e-3, ema_decay=0.9, amsgrad=True, clip_norm=10.0),
+        output_dir=directory,
+        resume=True,
+        progress=False,
+    )
+    assert again.history == result.history and again.step == 12
+    assert again.metrics == result.metrics
+    jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
+
+
+def test_overfits_eight_structures(tmp_path):
+    dataset = toy_dataset(8)
+    result = fit(
+        toy_model(hidden_channels=16),
+        dataset,
+        {"train": np.arange(8)},
+        train=settings(epochs=200, batch_size=8, eval_every=50),
+        loss=FORCES,
+        optim=OptimConfig(lr=1e-2, schedule="cosine", weight_decay=0.0),
+        output_dir=tmp_path / "run",
+        progress=False,
+    )
+    first, last = result.history[0]["train_loss"], result.history[-1]["train_loss"]
+    start = evaluate(
+        toy_model(hidden_channels=16),
+        jax.tree.map(lambda x: 0 * x, result.params),
+        dataset,
+        statistics=dataset_statistics(dataset, np.arange(8)),
+        loss=FORCES,
+    )
+    assert last < 0.5 * first and last < 0.1 * start["loss"]
+
+
+def test_one_compilation_per_bucket(tmp_path):
+    """Sizes so uneven that batches need several shapes; the last batch fits one too."""
+    atoms = toy_atoms(31, names=("H2",) * 7 + ("C6H6",))
+    result = fit(
+        toy_model(),
+        dataset_from_atoms(atoms, 4.0),
+        {"train": np.arange(31)},
+        train=settings(epochs=3, batch_size=2),
+        output_dir=tmp_path / "run",
+        **QUIET,
+    )
+    assert result.step == 48
+    assert 2 <= result.compilations <= 3
+    assert set(result.compilations_per_bucket.values()) == {1}
+
+
+def test_at_most_four_buckets_by_default():
+    assert TrainConfig().max_buckets == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"epochs": 3, "eval_every": 2}, [12, 18]),
+        ({"epochs": 3, "max_steps": 8}, [6, 8]),
+        ({"epochs": 2, "eval_every_steps": 4}, [4, 8, 12]),
+    ],
+)
+def test_the_last_step_is_evaluated_and_saved(dataset, tmp_path, fields, steps):
+    result = fit(
+        toy_model(),
+        dataset,
+        {"train": np.arange(24)},
+        train=settings(**fields),
+        output_dir=tmp_path / "run",
+        **QUIET,
+    )
+    assert [record["step"] for record in result.history] == steps
+    assert read_progress(tmp_path / "run", "last")["step"] == steps[-1] == result.step
+    assert result.metrics == {}  # no split but the training one
+
+
+def test_plateau_lowers_the_learning_rate(dataset, tmp_path):
+    """A validation loss that gets worse by design, because the learning rate is absurd."""
+    optim = OptimConfig(lr=1.0, schedule="plateau", plateau_patience=0, plateau_factor=0.1)
+    result = fit(
+        toy_model(),
+        dataset,
+        toy_splits(24, 6),
+        train=settings(epochs=6),
+        loss=ENERGY,
+        optim=optim,
+        output_dir=tmp_path / "run",
+        progress=False,
+    )
+    losses = [record["val_loss"] for record in result.history]
+    lr, best = 1.0, math.inf
+    for record, value in zip(result.history, losses, strict=True):
+        assert record["lr"] == pytest.approx(lr)
+        better = record is result.history[0] or value < best - 1e-4 * best
+        lr = lr if better else lr * 0.1
+        best = min(best, value)
+    assert lr < 1
+
+
+class Poisoned:
+    """A data set in which something is NaN that no reader would let through."""
+
+    def __init__(self, dataset, bad, label):
+        self._dataset, self._bad, self._label = dataset, bad, label
+
+    def __getattr__(self, name):
+        return getattr(self._dataset, name)
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, index):
+        sample = self._dataset[index]
+        if index in self._bad:
+            values = sample.targets[self._label] * np.nan
+            sample = sample._replace(targets={**sample.targets, self._label: values})
+        return sample
+
+
+def test_nan_in_the_data_names_the_structures(dataset, tmp_path):
+    """Two of 24, found within the first epoch; the checkpoint before it stays as it was."""
+    directory = tmp_path / "run"
+    common = dict(output_dir=directory, **QUIET)
+    splits = {"train": np.arange(24)}
+    good = fit(toy_model(), dataset, splits, train=settings(epochs=1), **common)
+    bad = Poisoned(dataset, (5, 17), "energy")
+    with pytest.raises(NonFiniteError) as error:
+        fit(toy_model(), bad, splits, train=settings(epochs=2), resume=True, **common)
+    message = str(error.value)
+    assert set(error.value.structures) <= {5, 17}
+    for index in error.value.structures:
+        assert f"structure {index} of the data set ({dataset.where(index)}): " in message
+    assert "the label energy is not finite" in message and "are kept" in message
+    assert "\n" not in message and "step " in message
+    jax.tree.map(np.testing.assert_array_equal, load_checkpoint(directory)[1], good.params)
+    _, last, _, _ = load_checkpoint(directory, "last")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last))
+    resumed = fit(
+        toy_model(), dataset, splits, train=settings(epochs=2), resume=True, **common
+    )
+    assert resumed.step == 12
+
+
+def test_nan_in_the_validation_data_names_the_structure(dataset, tmp_path):
+    splits = toy_splits(24, 6)
+    culprit = int(splits["val"][3])
+    with pytest.raises(NonFiniteError, match="evaluation of the split 'val'") as error:
+        fit(
+            toy_model(),
+            Poisoned(dataset, (culprit,), "energy"),
+            splits,
+            train=settings(epochs=1),
+            output_dir=tmp_path / "run",
+            **QUIET,
+        )
+    assert error.value.structures == (culprit,)
+
+
+def test_divergence_is_said_to_be_one(dataset, tmp_path):
+    """No structure is at fault when the learning rate is."""
+    with pytest.raises(
+        NonFiniteError, match="diverged, expected a smaller optim.lr"
+    ) as error:
+        fit(
+            toy_model(),
+            dataset,
+            {"train": np.arange(24)},
+            train=settings(epochs=2, log_every=1),
+            loss=LossConfig(energy="mse"),
+            optim=OptimConfig(lr=1e30),
+            output_dir=tmp_path / "run",
+            progress=False,
+        )
+    assert len(error.value.structures) == 4
+
+
+def test_existing_directory(trained, dataset, tmp_path):
+    _, directory, _ = trained
+    before = sorted(p for p in directory.rglob("*"))
+    common = dict(train=settings(), **QUIET)
+    splits = {"train": np.arange(4)}
+    with pytest.raises(InputError, match="use --resume .* --overwrite"):
+        fit(toy_model(), dataset, splits, output_dir=directory, **common)
+    with pytest.raises(InputError, match="contradict"):
+        both = dict(resume=True, overwrite=True)
+        fit(toy_model(), dataset, splits, output_dir=directory, **both, **common)
+    assert sorted(p for p in directory.rglob("*")) == before
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        fit(toy_model(), dataset, splits, output_dir=file, overwrite=True, **common)
+    assert file.read_text() == "mine"
+
+
+def test_overwrite_removes_a_training_and_nothing_else(dataset, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "notes.txt").write_text("mine")
+    common = dict(output_dir=directory, overwrite=True, **QUIET)
+    for epochs in (2, 1):
+        fit(
+            toy_model(),
+            dataset,
+            {"train": np.arange(8)},
+            train=settings(epochs=epochs, tensorboard=True),
+            **common,
+        )
+    assert (directory / "notes.txt").read_text() == "mine"
+    assert len(lines(directory)) == 1
+    assert len(list((directory / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"model": toy_model(hidden_channels=4)},
+            "another model: model.hidden_channels is 8",
+        ),
+        (
+            {"optim": OptimConfig(lr=1.0)},
+            "another run: optim.amsgrad is True there and False here",
+        ),
+        ({"loss": ENERGY}, "another run: loss.forces is 'l2'"),
+        ({"train": settings(batch_size=3)}, "another run: train.batch_size is 4"),
+        ({"splits": toy_splits(24, 5, 3)}, "other data or other splits"),
+    ],
+)
+def test_resuming_another_training(trained, dataset, changes, match):
+    _, directory, _ = trained
+    before = (directory / "config.json").read_text()
+    arguments = dict(
+        model=toy_model(),
+        splits=toy_splits(24, 6, 3),
+        train=settings(),
+        loss=FORCES,
+        optim=OptimConfig(lr=3e-3, ema_decay=0.9, amsgrad=True, clip_norm=10.0),
+    )
+    with pytest.raises(InputError, match=match):
+        fit(
+            dataset=dataset,
+            output_dir=directory,
+            resume=True,
+            progress=False,
+            **{**arguments, **changes},
+        )
+    assert (directory / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"splits": {"val": np.arange(3)}}, "the split 'train' is empty"),
+        ({"splits": {"train": np.arange(30)}}, "structure 29, but the data set has 24"),
+        ({"loss": LossConfig(stress="mae")}, "the loss needs stress, .* energy, forces"),
+        (
+            {"train": settings(monitor="forces_mae")},
+            "monitor is 'forces_mae', expected one",
+        ),
+        (
+            {"train": settings(monitor="energy_mae"), "splits": {"train": np.arange(4)}},
+            "loss",
+        ),
+        ({"model": toy_model(num_elements=7)}, "structure 1 has atomic number 8"),
+    ],
+)
+def test_what_cannot_be_trained(dataset, tmp_path, changes, match):
+    arguments = dict(
+        model=toy_model(),
+        splits=toy_splits(24, 6),
+        train=settings(),
+        loss=ENERGY,
+        optim=OptimConfig(),
+    )
+    with pytest.raises(InputError, match=match):
+        fit(
+            dataset=dataset,
+            output_dir=tmp_path / "run",
+            progress=False,
+            **{**arguments, **changes},
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [({"epochs": 0}, "epochs"), ({"log_every": 0}, "log_every"), ({"seed": -1}, "seed")],
+)
+def test_train_config_refuses(fields, match):
+    with pytest.raises(InputError, match=f"train.{match}"):
+        TrainConfig(**fields)
+
+
+def test_full_disk_stops_training_with_a_sentence(dataset, tmp_path, monkeypatch):
+    saves = []
+    original = keeper_module.save_checkpoint
+
+    def failing(directory, which, state, progress):
+        saves.append(which)
+        if saves.count("last") > 1:
+            raise InputError("the disk is full: could not write")
+        original(directory, which, state, progress)
+
+    monkeypatch.setattr(keeper_module, "save_checkpoint", failing)
+    with pytest.raises(InputError, match="the disk is full"):
+        fit(
+            toy_model(),
+            dataset,
+            {"train": np.arange(24)},
+            train=settings(checkpoint_seconds=0),
+            output_dir=tmp_path / "run",
+            **QUIET,
+        )
+    assert read_progress(tmp_path / "run", "last")["step"] == 6
+    load_checkpoint(tmp_path / "run")
+
+
+def test_evaluate_needs_labels(tmp_path):
+    atoms = [a.copy() for a in toy_atoms(2)]
+    unlabelled = dataset_from_atoms(atoms, 4.0, options=LabelOptions(labels=()))
+    labelled = toy_dataset(2)
+    statistics = dataset_statistics(labelled, [0, 1])
+    model = toy_model()
+    params = init_params(model, jax.random.key(0), batch_from_atoms(atoms, model))
+    with pytest.raises(InputError, match="no labels to compare with"):
+        evaluate(model, params, unlabelled, statistics=statistics)
+
+
+def test_float64_where_the_user_asks_for_it(x64, tmp_path):
+    result = fit(
+        toy_model(),
+        toy_dataset(8),
+        {"train": np.arange(8)},
+        train=settings(epochs=1),
+        output_dir=tmp_path / "run",
+        **QUIET,
+    )
+    # Flax keeps parameters in float32; what is computed with them is float64.
+    assert math.isfinite(result.history[0]["train_loss"])
+    loss = result.history[0]["train_loss"]
+    assert float(np.float32(loss)) != loss
