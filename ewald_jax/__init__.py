@@ -21,6 +21,16 @@ __all__ = [
     "interop",
     "kspace",
     "kspace_geometry",
+    "load_checkpoint",
     "model_outputs",
     "predict",
 ]
+
+
+def __getattr__(name: str):
+    """`load_checkpoint` on first use: checkpoints and training take seconds to import."""
+    if name == "load_checkpoint":
+        from ewald_jax.train.checkpoint import load_checkpoint
+
+        return load_checkpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
