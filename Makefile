@@ -1,16 +1,15 @@
 # Each target makes the virtual environment it needs (see .ci/venv). PYTHON=... chooses the
-# interpreter, VENV=... the folder, ARGS=... adds arguments for pytest.
+# interpreter, VENV=... the folder, ARGS=... adds arguments to the command.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
-CONFIGS := experiments/configs
 export PYTHON
 
 .PHONY: help demo test configs lint notebooks bench venv-core venv-dev venv-notebooks clean
 
 help:
-	@echo "make demo       train SchNet on the sample dimers, without and with Ewald (minutes)"
+	@echo "make demo       SchNet with and without Ewald on packaged data: table and picture"
 	@echo "make test       the test suite"
 	@echo "make configs    every shipped config for two steps"
 	@echo "make lint       ruff: rules and formatting"
@@ -27,11 +26,7 @@ venv-notebooks:
 	@bash .ci/venv $(VENV) dev,samples,notebooks
 
 demo: venv-core
-	@for variant in baseline voxel; do \
-		echo "--- $$variant"; \
-		$(BIN)/ewald-jax train $(CONFIGS)/data/dimers.yaml $(CONFIGS)/model/schnet_small.yaml \
-			$(CONFIGS)/variant/$$variant.yaml -o runs/demo-$$variant --overwrite || exit $$?; \
-	done
+	$(BIN)/python experiments/demo.py $(ARGS)
 
 test: venv-dev
 	$(BIN)/python -m pytest $(ARGS)
@@ -51,11 +46,7 @@ notebooks: venv-notebooks
 	fi
 
 bench: venv-core
-	@if [ -e experiments/benchmark.py ]; then \
-		$(BIN)/python experiments/benchmark.py $(ARGS); \
-	else \
-		echo "nothing to measure yet: experiments/benchmark.py is not there"; \
-	fi
+	$(BIN)/ewald-jax benchmark kspace $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -60,6 +60,8 @@ def train(
         raise InputError("train needs at least one config file before the overrides")
     config = load_config(paths, overrides)
     output = output or Path("runs") / "-".join(path.stem for path in paths)
+    for section, settings in config.changed().items() if progress and not as_json else ():
+        typer.echo(f"{section}: {settings}")
     result = run_training(
         config,
         output,
