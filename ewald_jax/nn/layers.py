@@ -42,8 +42,10 @@ def he_orthogonal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> 
     """
     fan_in = shape[0]
     weight = orthogonal()(key, (shape[1], fan_in), dtype)
+    if fan_in == 1:  # one number has no variance: standardised over the outputs instead
+        return (weight * jnp.sqrt(shape[1])).T.astype(dtype)
     centred = weight - jnp.mean(weight, axis=1, keepdims=True)
-    variance = jnp.var(weight, axis=1, keepdims=True, ddof=1) if fan_in > 1 else 1.0
+    variance = jnp.var(weight, axis=1, keepdims=True, ddof=1)
     return (centred / jnp.sqrt(variance + 1e-6) / jnp.sqrt(fan_in)).T.astype(dtype)
 
 

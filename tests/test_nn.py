@@ -1,0 +1,323 @@
+"""Layers, settings, the Ewald block's memory, and models by name."""
+
+import dataclasses
+import json
+
+import ase.build
+import flax.linen as nn
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ewald_jax
+from ewald_jax.models import MODELS, SchNet, model_fields, model_to_config
+from ewald_jax.nn.basis import cosine_cutoff
+from ewald_jax.nn.ewald import (
+    SCHEMES,
+    EwaldBlock,
+    EwaldConfig,
+    EwaldFilter,
+    check_boundary,
+    kspace_geometry,
+)
+from ewald_jax.nn.layers import (
+    ResidualLayer,
+    ScaledDense,
+    he_orthogonal,
+    scaled_silu,
+    shifted_softplus,
+)
+from ewald_jax.typing import InputError
+
+# -- layers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128), (8, 64), (31, 8)])
+def test_he_orthogonal_statistics(shape, key):
+    kernel = np.asarray(he_orthogonal(key, shape))
+    assert kernel.shape == shape and kernel.dtype == np.float32
+    np.testing.assert_allclose(kernel.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(kernel.var(axis=0, ddof=1) * shape[0], 1, rtol=1e-3)
+    if shape[0] >= shape[1]:  # orthogonal but for the standardisation
+        gram = kernel.T @ kernel * shape[0] / (shape[0] - 1)
+        assert np.std(gram - np.eye(shape[1])) < 2 / shape[0]
+
+
+def test_he_orthogonal_of_one_input_is_not_zero(key):
+    kernel = np.asarray(he_orthogonal(key, (1, 64)))
+    assert kernel.shape == (1, 64)
+    np.testing.assert_allclose(np.mean(kernel**2), 1, rtol=1e-5)
+
+
+def test_he_orthogonal_follows_its_key(key):
+    same, other = he_orthogonal(key, (8, 8)), he_orthogonal(jax.random.key(1), (8, 8))
+    np.testing.assert_array_equal(he_orthogonal(key, (8, 8)), same)
+    assert np.abs(same - other).max() > 0.1
+
+
+def test_activations_keep_the_scale(key):
+    x = jax.random.normal(key, (100_000,))
+    assert 0.95 < jnp.mean(scaled_silu(x) ** 2) < 1.05
+    assert scaled_silu(0.0) == 0 and abs(shifted_softplus(0.0)) < 1e-7
+    np.testing.assert_allclose(scaled_silu(1.0), 1 / (1 + np.exp(-1.0)) / 0.6, rtol=1e-6)
+
+
+def test_layers_keep_the_variance_roughly(key):
+    x = jax.random.normal(key, (2000, 64))
+    for layer in (ScaledDense(64), ResidualLayer()):
+        y, params = layer.init_with_output(key, x)
+        assert 0.5 < jnp.mean(y**2) < 2.0
+        for _ in range(4):  # and over depth
+            y = layer.apply(params, y)
+        assert 0.1 < jnp.mean(y**2) < 10.0
+
+
+def test_residual_layer_adds_to_its_input(key):
+    x = jax.random.normal(key, (5, 8))
+    params = ResidualLayer().init(key, x)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    np.testing.assert_allclose(ResidualLayer().apply(zero, x), x / np.sqrt(2), rtol=1e-6)
+
+
+def test_cosine_cutoff(x64):
+    f = lambda d: cosine_cutoff(d, 4.0)
+    slope = jax.grad(f)
+    assert f(0.0) == 1 and f(2.0) == pytest.approx(0.5) and f(4.0) == 0 and f(9.0) == 0
+    assert abs(f(4 - 1e-6)) < 1e-12
+    assert abs(slope(4 - 1e-6)) < 1e-5 and slope(4.0) == 0 and slope(9.0) == 0
+    # Continuous slope, but its own slope steps: what SchNet's cutoff is.
+    np.testing.assert_allclose(jax.grad(slope)(4 - 1e-6), np.pi**2 / 32, rtol=1e-5)
+
+
+# -- settings --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"scheme": "radail"}, "scheme must be one of .*not 'radail'"),
+        ({"sinc": "exakt"}, "sinc must be 'exact' or 'normalized', not 'exakt'"),
+        ({"bottleneck": 0}, "bottleneck must be >= 1"),
+        ({"num_hidden": -1}, "num_hidden >= 0"),
+        ({"num_k_rbf": 1}, "num_k_rbf must be >= 2, not 1"),
+        ({"scheme": "lattice", "num_k": (1, 1)}, "num_k must be three integers"),
+        ({"scheme": "lattice", "num_k": 3}, "num_k must be three integers"),
+        ({"scheme": "lattice", "num_k": (1.5, 1, 1)}, "num_k must be three integers"),
+        ({"scheme": "lattice", "num_k": (0, 0, 0)}, "index box"),
+        ({"scheme": "lattice", "num_k": (-1, 1, 1)}, "index box"),
+        ({"scheme": "voxel", "k_cutoff": 0.1}, "must not be larger than k_cutoff"),
+        ({"scheme": "voxel", "k_cutoff": float("nan")}, "must be > 0"),
+        ({"scheme": "voxel", "delta_k": -0.2}, "must be > 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(fields, expected):
+    with pytest.raises(InputError, match=expected):
+        EwaldConfig(**fields)
+    with pytest.raises(InputError, match=expected):
+        ewald_jax.build_model("schnet", ewald=fields)
+
+
+def test_settings_are_plain_and_hashable():
+    from_list = EwaldConfig(scheme="lattice", num_k=[1, 1, 3])
+    assert from_list == EwaldConfig(scheme="lattice", num_k=(1, 1, 3))
+    assert hash(from_list) == hash(EwaldConfig(scheme="lattice", num_k=(1, 1, 3)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        from_list.bottleneck = 3
+    published = EwaldConfig.as_published(k_cutoff=0.4)
+    assert (published.sinc, published.float32_prune) == ("normalized", True)
+    assert published.min_frame_nodes == 3
+
+
+BOUNDARIES = {
+    "open": [False] * 3,
+    "wire": [False, False, True],
+    "slab": [True, True, False],
+    "crystal": [True] * 3,
+}
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("scheme, fits", [("lattice", "crystal"), ("voxel", "open")])
+def test_boundaries_that_a_scheme_lacks_are_refused(scheme, fits, boundary):
+    pbc, config = np.array(BOUNDARIES[boundary]), EwaldConfig(scheme=scheme)
+    check_boundary(None, pbc)
+    if boundary == fits:
+        check_boundary(config, pbc)
+        return
+    with pytest.raises(InputError) as error:
+        check_boundary(config, pbc)
+    assert str(pbc.tolist()) in str(error.value) and f"'{scheme}'" in str(error.value)
+    model = ewald_jax.build_model("schnet", ewald=config)
+    atoms = ase.build.bulk("Cu", cubic=True)
+    atoms.pbc = pbc
+    with pytest.raises(InputError, match=rf"structure 0 has pbc \[.*{scheme}"):
+        ewald_jax.batch_from_atoms([atoms], model)
+
+
+# -- the Ewald block -------------------------------------------------------------------------
+
+
+def sub_jaxprs(value):
+    if isinstance(value, jax.extend.core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, jax.extend.core.Jaxpr):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from sub_jaxprs(item)
+
+
+def intermediates(jaxpr):
+    """Shapes of everything that is computed, inner functions included."""
+    for equation in jaxpr.eqns:
+        for out in equation.outvars:
+            yield out.aval.shape
+        for value in equation.params.values():
+            for inner in sub_jaxprs(value):
+                yield from intermediates(inner)
+
+
+def test_the_walk_sees_inner_functions():
+    inner = jax.jit(lambda x: jnp.sum(jax.vmap(lambda row: jnp.outer(row, row))(x)))
+    shapes = list(
+        intermediates(jax.make_jaxpr(lambda x: inner(x) + 1)(jnp.ones((3, 5))).jaxpr)
+    )
+    assert (3, 5, 5) in shapes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, key):
+    features, config = 32, EwaldConfig(scheme=scheme, num_k=(1, 1, 3), k_cutoff=0.4)
+    atoms = ase.build.bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, 2, 1))
+    atoms.pbc = scheme == "lattice"
+    model = ewald_jax.build_model("schnet", cutoff=2.0, ewald=config)
+    batch = ewald_jax.batch_from_atoms([atoms], model, pad=False)
+    h = jax.random.normal(key, (len(atoms), features))
+    geometry = kspace_geometry(config, batch)
+    low_rank, filter_params = EwaldFilter(config).init_with_output(key, geometry)
+    block_params = EwaldBlock(config).init(key, h, geometry, low_rank)
+
+    def loss(h, positions, filter_params, block_params):
+        graph = batch.graph._replace(nodes={**batch.graph.nodes, "positions": positions})
+        geometry = kspace_geometry(config, batch._replace(graph=graph))
+        low_rank = EwaldFilter(config).apply(filter_params, geometry)
+        return jnp.sum(EwaldBlock(config).apply(block_params, h, geometry, low_rank) ** 2)
+
+    arguments = (h, batch.graph.nodes["positions"], filter_params, block_params)
+    kvecs = geometry.phases.shape[-1] // 2
+    limit = len(atoms) * kvecs * features
+    for function in (loss, jax.grad(loss, argnums=(0, 1, 2, 3))):
+        shapes = list(intermediates(jax.make_jaxpr(function)(*arguments).jaxpr))
+        assert len(shapes) > 50
+        largest = max(shapes, key=np.prod)
+        # Nothing beyond cosines and sines, [nodes, 2 kvecs], and a small factor.
+        assert np.prod(largest) <= 4 * len(atoms) * max(2 * kvecs, features) < limit, (
+            largest
+        )
+
+
+def test_scale_factor_multiplies_the_message(key):
+    config = EwaldConfig(k_cutoff=0.4, num_k_rbf=8)
+    model = ewald_jax.build_model("schnet", ewald=config)
+    batch = ewald_jax.batch_from_atoms([ase.build.molecule("H2O")], model)
+    geometry = kspace_geometry(config, batch)
+    low_rank, _ = EwaldFilter(config).init_with_output(key, geometry)
+    h = jax.random.normal(key, (16, 8))
+    block = EwaldBlock(config, scaled=True)
+    params = block.init(key, h, geometry, low_rank)["params"]
+    assert params["scale_factor"].shape == () and params["scale_factor"] == 1
+    half = block.apply({"params": {**params, "scale_factor": 0.5}}, h, geometry, low_rank)
+    same = block.apply({"params": params}, h, geometry, low_rank / 2)
+    np.testing.assert_allclose(half, same, atol=1e-7)
+
+
+def test_num_hidden_of_the_block_overrides_the_settings(key):
+    config = EwaldConfig(k_cutoff=0.4, num_k_rbf=8, num_hidden=1)
+    model = ewald_jax.build_model("schnet", ewald=config)
+    batch = ewald_jax.batch_from_atoms([ase.build.molecule("H2O")], model)
+
+    def names(num_hidden):
+        def init(key):
+            geometry = kspace_geometry(config, batch)
+            low_rank = jnp.zeros((geometry.basis.shape[0], config.bottleneck))
+            block = EwaldBlock(config, num_hidden=num_hidden)
+            return block.init(key, jnp.ones((16, 8)), geometry, low_rank)
+
+        return {n for n in jax.eval_shape(init, key)["params"] if n.startswith("hidden")}
+
+    assert names(None) == {"hidden_0"}
+    assert names(0) == set() and names(2) == {"hidden_0", "hidden_1"}
+
+
+# -- models by name --------------------------------------------------------------------------
+
+
+def test_build_model_names_the_nearest():
+    with pytest.raises(InputError, match="unknown model 'shnet'; did you mean 'schnet'"):
+        ewald_jax.build_model("shnet")
+    with pytest.raises(InputError, match="unknown model 'xyzzy'; it is one of .*'schnet'"):
+        ewald_jax.build_model("xyzzy")
+    with pytest.raises(
+        InputError, match="'hiden_channels'; did you mean 'hidden_channels'"
+    ):
+        ewald_jax.build_model("schnet", hiden_channels=8)
+    with pytest.raises(
+        InputError, match="ewald has no field 'kcutoff'; did you mean 'k_cut"
+    ):
+        ewald_jax.build_model("schnet", ewald={"kcutoff": 0.4})
+    with pytest.raises(InputError, match="ewald must be an EwaldConfig, a mapping"):
+        ewald_jax.build_model("schnet", ewald="voxel")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("ewald", [None, *SCHEMES])
+def test_model_to_config_round_trip(name, ewald):
+    config = ewald and EwaldConfig(scheme=ewald, num_k=(2, 1, 0), bottleneck=3)
+    model = ewald_jax.build_model(name, cutoff=3.5, ewald=config)
+    values = json.loads(json.dumps(model_to_config(model)))
+    assert values["name"] == name and values["cutoff"] == 3.5
+    again = ewald_jax.build_model(**values)
+    assert again == model and hash(again) == hash(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_the_fields_that_everything_relies_on(name):
+    fields = model_fields(MODELS[name])
+    assert {"cutoff", "max_neighbors", "num_elements", "ewald"} <= set(fields)
+    model = ewald_jax.build_model(name)
+    assert model.ewald is None and model.max_neighbors is None
+    assert isinstance(MODELS[name].needs_triplets, bool)
+
+
+class Outside(SchNet):
+    """A model that is not in `MODELS`."""
+
+
+class NotAModel:
+    pass
+
+
+def test_models_elsewhere_have_a_dotted_path():
+    path = f"{__name__}.Outside"
+    model = ewald_jax.build_model(path, hidden_channels=8, ewald={"bottleneck": 2})
+    assert type(model) is Outside and model.ewald == EwaldConfig(bottleneck=2)
+    values = model_to_config(model)
+    assert values["name"] == path
+    assert ewald_jax.build_model(**values) == model
+    with pytest.raises(InputError, match="not a flax module class"):
+        ewald_jax.build_model(f"{__name__}.NotAModel")
+    with pytest.raises(InputError, match="cannot import the model .*Missing"):
+        ewald_jax.build_model(f"{__name__}.Missing")
+    with pytest.raises(InputError, match="cannot import the model 'no_such_module.Model'"):
+        ewald_jax.build_model("no_such_module.Model")
+
+
+def test_dense_layers_in_the_package_have_no_dtype_of_their_own(key, x64):
+    """Weights are stored in float32; features keep the type of the positions."""
+    for dtype in (jnp.float32, jnp.float64):
+        for layer in (ScaledDense(4), ResidualLayer(), nn.Dense(4)):
+            y, params = layer.init_with_output(key, jnp.ones((3, 4), dtype))
+            assert y.dtype == dtype
+            assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
