@@ -3,11 +3,13 @@
 import io
 import json
 import math
+import struct
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 from test_train_toy import compilation_cache, toy_atoms, toy_dataset, toy_model, toy_splits
 
 from ewald_jax.data import LabelOptions, dataset_from_atoms, dataset_statistics
@@ -144,12 +146,30 @@ def test_shown_on_something_that_is_no_terminal(trained):
     assert "median step" in shown
 
 
+def events(path):
+    """Events of a TensorBoard file: records of length, checksum, data, checksum."""
+    data = path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        yield event_pb2.Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+
+
 def test_tensorboard(trained):
-    _, directory, _ = trained
-    (events,) = (directory / "tensorboard").iterdir()
-    content = events.read_bytes()
-    for tag in (b"train/loss", b"train/grad_norm", b"val/energy_mae", b"lr"):
-        assert tag in content
+    result, directory, _ = trained
+    (path,) = (directory / "tensorboard").iterdir()
+    written = {
+        (value.tag, event.step): value.simple_value
+        for event in events(path)
+        for value in event.summary.value
+    }
+    for record in result.history:
+        step = record["step"]
+        assert written["lr", step] == pytest.approx(record["lr"])
+        assert written["val/energy_mae", step] == pytest.approx(record["val_energy_mae"])
+    # The running loss is the mean since the reading before it.
+    steps = [step for tag, step in written if tag == "train/loss"]
+    assert steps == [2, 3, 4, 6, 8, 9, 10, 12]
 
 
 def test_last_checkpoint_is_the_last_step(trained):

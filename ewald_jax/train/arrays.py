@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,18 +32,36 @@ def write_arrays(place: Path, trees: Mapping[str, PyTree]) -> None:
             checkpointer.save(path, args=ocp.args.StandardSave(tree))
 
 
-def read_arrays(path: Path, like: PyTree) -> PyTree:
+def checksums(place: Path) -> dict[str, int]:
+    """CRC-32 of every file below a directory, by relative path."""
+    files = (path for path in sorted(place.rglob("*")) if path.is_file())
+    return {path.relative_to(place).as_posix(): _checksum(path) for path in files}
+
+
+def read_arrays(
+    place: Path, name: str, like: PyTree, expected: Mapping[str, int]
+) -> PyTree:
     """Reads a tree of numpy arrays.
 
     Args:
-        path: Directory of one tree.
+        place: What `write_arrays` wrote to.
+        name: Of the tree.
         like: Arrays or shapes in the structure that was written.
+        expected: From `checksums` of `place` after writing. tensorstore notices damage too,
+            but late, in other threads, and not in every file.
 
     Raises:
         InputError: If the directory is missing, damaged or holds something else.
     """
     import orbax.checkpoint as ocp
 
+    path = place / name
+    for file, checksum in expected.items():
+        if file.startswith(f"{name}/"):
+            if not (place / file).is_file():
+                raise InputError(f"{path}: the checkpoint is damaged: {file} is missing")
+            if _checksum(place / file) != checksum:
+                raise InputError(f"{path}: the checkpoint is damaged: {file} has changed")
     # Numpy arrays, because they carry no devices: a checkpoint loads on any machine.
     target = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), like)
     try:
@@ -52,6 +71,14 @@ def read_arrays(path: Path, like: PyTree) -> PyTree:
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(f"{path}: the checkpoint is damaged ({reason})") from error
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 @contextlib.contextmanager

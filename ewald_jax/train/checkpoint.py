@@ -29,7 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.models import batch_from_atoms, build_model
 from ewald_jax.potential import init_params
-from ewald_jax.train.arrays import read_arrays, write_arrays
+from ewald_jax.train.arrays import checksums, read_arrays, write_arrays
 from ewald_jax.train.description import read_description
 from ewald_jax.train.files import read_json, write_json, writing
 from ewald_jax.train.state import TrainState
@@ -71,8 +71,8 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             write_arrays(temporary, arrays)
-            parameters = _shapes(state.params)
-            write_json(temporary / PROGRESS, {**progress, "parameters": parameters})
+            files = {"parameters": _shapes(state.params), "files": checksums(temporary)}
+            write_json(temporary / PROGRESS, {**progress, **files})
             temporary.rename(root / str(number))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -99,11 +99,11 @@ def restore_state(directory: Path, state: TrainState) -> tuple[TrainState, dict[
     place = _newest(directory, "last")
     progress = _read_progress(place)
     _check_parameters(directory, progress["parameters"], state.params)
-    params = read_arrays(place / _PARAMS, state.params)
-    ema_params = state.ema_params
+    read = lambda name, like: read_arrays(place, name, like, progress["files"])
+    params, ema_params = read(_PARAMS, state.params), state.ema_params
     if ema_params is not None:
-        ema_params = read_arrays(place / _EMA_PARAMS, ema_params)
-    optimizer = read_arrays(place / _OPTIMIZER, _optimizer_arrays(state))
+        ema_params = read(_EMA_PARAMS, ema_params)
+    optimizer = read(_OPTIMIZER, _optimizer_arrays(state))
     restored = state.replace(params=params, ema_params=ema_params, **optimizer)
     return jax.tree.map(jnp.asarray, restored), progress
 
@@ -128,7 +128,8 @@ def restore_params(
     name = _EMA_PARAMS if (place / _EMA_PARAMS).is_dir() else _PARAMS
     # The types are the checkpoint's own: it may come from a float64 run.
     shapes = {k: jax.ShapeDtypeStruct(tuple(v[0]), v[1]) for k, v in saved.items()}
-    params = read_arrays(place / name, unflatten_dict(shapes, sep="/"))
+    tree = unflatten_dict(shapes, sep="/")
+    params = read_arrays(place, name, tree, progress["files"])
     return jax.tree.map(jnp.asarray, params), progress
 
 
@@ -195,8 +196,9 @@ def _newest(directory: Path, which: Which) -> Path:
 
 def _read_progress(place: Path) -> dict[str, Any]:
     progress = read_json(place / PROGRESS)
-    if not isinstance(progress, dict) or not isinstance(progress.get("parameters"), dict):
-        raise InputError(f"{place / PROGRESS}: lists no parameters; the file is damaged")
+    for key in ("parameters", "files"):
+        if not isinstance(progress, dict) or not isinstance(progress.get(key), dict):
+            raise InputError(f"{place / PROGRESS}: lists no {key}; the file is damaged")
     return progress
 
 

@@ -1,7 +1,6 @@
-"""What a training shows: a table with one line per evaluation, a live bar, TensorBoard."""
+"""What a training shows: a table with one line per evaluation, and a live bar."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -107,36 +106,3 @@ class Display:
             for c in columns
         )
         self.print(" ".join(cells))
-
-
-class Board:
-    """TensorBoard event files, or nothing. Use as a context manager."""
-
-    def __init__(self, directory: Path | None, step: int = 0):
-        """Write to `directory` (None: nowhere); events after `step` are of a lost future."""
-        self._writer = None
-        if directory is not None:
-            # Imported late: protobuf is slow, and not everybody wants it.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(directory), purge_step=step + 1)
-
-    def __enter__(self) -> "Board":
-        """Nothing to do."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by tag, at a step."""
-        if self._writer is not None:
-            for tag, value in values.items():
-                self._writer.add_scalar(tag, value, step)
-
-    def flush(self) -> None:
-        """Write to disk."""
-        if self._writer is not None:
-            self._writer.flush()

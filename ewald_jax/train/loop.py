@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.statistics import Statistics
+from ewald_jax.train.board import Board
 from ewald_jax.train.checkpoint import restore_params
 from ewald_jax.train.culprits import NonFiniteError, blame
 from ewald_jax.train.directory import (
@@ -27,7 +28,7 @@ from ewald_jax.train.directory import (
     write_history,
     write_metrics,
 )
-from ewald_jax.train.display import Board, Display
+from ewald_jax.train.display import Display
 from ewald_jax.train.evaluate import means, run_evaluation
 from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.train.keeper import Keeper
@@ -114,6 +115,9 @@ def fit(
         )
         display.print(summary(run, state, at))
         write_history(run.directory, history)
+        if at.step == 0:
+            # A disk without room for a checkpoint is better found before training.
+            _save(run, live, state)
         while not stop.requested and (at.evaluation_due or at.step < run.num_steps):
             if at.evaluation_due:
                 state = _evaluate(run, live, state)

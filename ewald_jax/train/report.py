@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from ase.data import chemical_symbols
+
 from ewald_jax.train.display import Display
 from ewald_jax.train.prepare import Position, Run
 from ewald_jax.train.state import TrainState, count_parameters
@@ -42,13 +44,21 @@ class FitResult:
 
 
 def summary(run: Run, state: TrainState, at: Position) -> str:
-    """One line about a training that starts or continues."""
+    """What a training that starts or continues is about."""
     sizes = ", ".join(f"{len(x.indices)} {name}" for name, x in run.loaders.items())
     start = f"resumed at step {at.step}" if at.step else "from the start"
-    return (
+    line = (
         f"{type(run.model).__name__} with {count_parameters(state.params):,} parameters; "
         f"{sizes} structures; {run.num_steps} steps, {start}; {run.directory}"
     )
+    unseen = set()
+    for loader in run.loaders.values():
+        for index in loader.indices:
+            unseen.update(run.statistics.unseen(run.dataset.species(index)))
+    if unseen:
+        symbols = ", ".join(chemical_symbols[z] for z in sorted(unseen))
+        line += f"\nnote: no training structure has {symbols}, which other splits do"
+    return line
 
 
 def report(result: FitResult, display: Display) -> None:
