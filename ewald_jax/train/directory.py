@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "checkpoint_every",
     "checkpoint_seconds",
     "log_every",
+    "devices",
     "tensorboard",
 )
 """Keys of the section "train" that a resumed run may change."""

@@ -36,8 +36,9 @@ from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.meter import Meter
 from ewald_jax.train.metrics import LARGER_IS_BETTER, Sums
 from ewald_jax.train.optim import OptimConfig, update_plateau
-from ewald_jax.train.prepare import TRAIN, VAL, Position, Run, TrainConfig, set_up
+from ewald_jax.train.prepare import TRAIN, VAL, Position, Run, set_up
 from ewald_jax.train.report import FitResult, report, summary
+from ewald_jax.train.settings import TrainConfig
 from ewald_jax.train.state import TrainState, count_parameters
 from ewald_jax.typing import PyTree
 
@@ -124,8 +125,7 @@ def fit(
                 if live.keeper.due:
                     _save(run, live, state)
                 continue
-            batches = run.loaders[TRAIN].epoch(*divmod(at.step, run.steps_per_epoch))
-            with contextlib.closing(batches):
+            with contextlib.closing(run.batches(at.step)) as batches:
                 live.meter.start()
                 for batch in batches:
                     traced = len(run.train_traces)
@@ -175,11 +175,8 @@ def _read(run: Run, live: _Live, state: TrainState) -> None:
     """Reads the running sums back; raises if a step since the last reading was not finite."""
     window, healthy, good_steps = live.meter.read(state)
     if not healthy:
-        epoch, batch = divmod(good_steps, run.steps_per_epoch)
-        size = run.train.batch_size
-        indices = run.loaders[TRAIN].order(epoch)[batch * size : (batch + 1) * size]
         what = f"step {good_steps + 1}: the loss is not finite"
-        raise _blame(run, live, state.params, what, indices)
+        raise _blame(run, live, state.params, what, run.structures(good_steps))
     values = means(window, run.loss)
     live.display.note(values)
     live.board.scalars({f"train/{k}": v for k, v in values.items()}, live.at.step)
@@ -209,7 +206,7 @@ def _evaluate(run: Run, live: _Live, state: TrainState) -> TrainState:
     value = -value if train.monitor in LARGER_IS_BETTER else value
     if run.optim.schedule == "plateau":
         at.plateau = update_plateau(at.plateau, value, run.optim)
-        state = state.replace(lr_scale=jnp.asarray(at.plateau.scale, jnp.float32))
+        state = state.replace(lr_scale=jnp.full_like(state.lr_scale, at.plateau.scale))
     if at.best is None or value < at.best:
         at.best = value
         live.keeper.best(state, record)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.statistics import Statistics, dataset_statistics
 from ewald_jax.graph.batching import budgets_from_sizes
+from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, model_to_config
 from ewald_jax.potential import init_params
 from ewald_jax.train.checkpoint import restore_state
@@ -28,6 +29,8 @@ from ewald_jax.train.directory import (
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.metrics import metric_names
 from ewald_jax.train.optim import OptimConfig, Plateau, learning_rate, make_optimizer
+from ewald_jax.train.settings import TrainConfig
+from ewald_jax.train.sharding import data_mesh, replicate, stacked
 from ewald_jax.train.state import TrainState, create_state
 from ewald_jax.train.step import (
     BatchShape,
@@ -39,64 +42,6 @@ from ewald_jax.train.step import (
 from ewald_jax.typing import InputError
 
 TRAIN, VAL = "train", "val"
-
-_NOT_NEGATIVE = (
-    "max_steps",
-    "eval_every_steps",
-    "checkpoint_every",
-    "checkpoint_seconds",
-    "seed",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How long to train, and what to do on the way.
-
-    Attributes:
-        epochs: Passes over the training structures.
-        max_steps: Stop after so many steps; 0 for no limit.
-        batch_size: Structures per step.
-        seed: Of the initial parameters and of the order of the structures.
-        eval_every: Epochs between evaluations; the last step is always evaluated.
-        eval_every_steps: Steps between evaluations, in place of `eval_every` if not 0.
-        monitor: Validation metric that decides about the best checkpoint and the plateau.
-        log_every: Steps between readings of the running loss, which wait for the device.
-        checkpoint_every: Steps between saves of the last checkpoint, besides those at the
-            end of epochs; 0 for none.
-        checkpoint_seconds: Least time between saves at the end of epochs, so that saving
-            costs little where epochs are short; 0 saves after each.
-        max_buckets: Most shapes of batches, each of which costs a compilation.
-        tensorboard: Write TensorBoard files.
-    """
-
-    epochs: int = 100
-    max_steps: int = 0
-    batch_size: int = 32
-    seed: int = 0
-    eval_every: int = 1
-    eval_every_steps: int = 0
-    monitor: str = "loss"
-    log_every: int = 50
-    checkpoint_every: int = 0
-    checkpoint_seconds: float = 10.0
-    max_buckets: int = 4
-    tensorboard: bool = True
-
-    def __post_init__(self):
-        """Refuse values that make no training."""
-        for name in ("epochs", "batch_size", "eval_every", "log_every", "max_buckets"):
-            if getattr(self, name) < 1:
-                raise InputError(f"train.{name} must be at least 1")
-        for name in (
-            "max_steps",
-            "eval_every_steps",
-            "checkpoint_every",
-            "checkpoint_seconds",
-            "seed",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"train.{name} must not be negative")
 
 
 @dataclasses.dataclass
@@ -158,8 +103,21 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of the training split."""
-        return self.loaders[TRAIN].num_batches
+        """Steps that it takes to see the training split once."""
+        return -(-self.loaders[TRAIN].num_batches // self.train.devices)
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """What the steps after `step` take, to the end of the epoch."""
+        epoch, start = divmod(step, self.steps_per_epoch)
+        devices = self.train.devices
+        batches = self.loaders[TRAIN].epoch(epoch, start * devices)
+        return batches if devices == 1 else stacked(batches, devices)
+
+    def structures(self, step: int) -> np.ndarray:
+        """Indices of the structures that a step, counted from 0, takes."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        size = self.train.batch_size
+        return self.loaders[TRAIN].order(epoch)[batch * size : (batch + 1) * size]
 
     @property
     def num_steps(self) -> int:
@@ -211,14 +169,16 @@ def set_up(
 
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     used = np.concatenate(list(splits.values()))
-    budgets = budgets_from_sizes(
-        dataset.n_node[used], dataset.n_edge[used], train.batch_size, train.max_buckets
-    )
+    # One shape for all devices, or else the batches of a step could not be stacked.
+    size = train.batch_size // train.devices
+    buckets = train.max_buckets if train.devices == 1 else 1
+    budgets = budgets_from_sizes(dataset.n_node[used], dataset.n_edge[used], size, buckets)
+    mesh = data_mesh(train.devices)
     loaders = {
         name: Loader(
             dataset,
             indices,
-            train.batch_size,
+            size,
             budgets,
             statistics,
             shuffle_seed=train.seed if name == TRAIN else None,
@@ -226,7 +186,7 @@ def set_up(
         )
         for name, indices in splits.items()
     }
-    num_steps = count_steps(train, loaders[TRAIN].num_batches)
+    num_steps = count_steps(train, -(-loaders[TRAIN].num_batches // train.devices))
     tx = make_optimizer(optim, num_steps)
     traces: list[BatchShape] = []
     run = Run(
@@ -239,7 +199,7 @@ def set_up(
         directory=directory,
         loaders=loaders,
         schedule=learning_rate(optim, num_steps),
-        train_step=make_train_step(model, tx, loss, optim, statistics.scale, traces),
+        train_step=make_train_step(model, tx, loss, optim, statistics.scale, traces, mesh),
         eval_step=make_eval_step(model, loss, statistics.scale),
         train_traces=traces,
         data_hash=_hash(dataset, splits),
@@ -254,6 +214,7 @@ def set_up(
     if continues:
         state, position = _restore(run, state)
         history = read_history(directory, position.records)
+    state = replicate(state, mesh)
     make_directory(directory, overwrite)
     write_description(directory, written, statistics)
     return run, state, position, history

@@ -10,9 +10,10 @@ import optax
 
 from ewald_jax.graph.schema import Batch
 from ewald_jax.potential import Prediction, model_outputs
-from ewald_jax.train.losses import LossConfig, loss, loss_sums
+from ewald_jax.train.losses import LossConfig, loss_sums, total_loss
 from ewald_jax.train.metrics import Sums, metric_sums
 from ewald_jax.train.optim import OptimConfig, update_ema
+from ewald_jax.train.sharding import same_on, spread_over
 from ewald_jax.train.state import TrainState
 from ewald_jax.typing import Array, Float, PyTree
 
@@ -45,15 +46,30 @@ def batch_shape(batch: Batch) -> BatchShape:
 
 
 def make_loss_fn(
-    model: nn.Module, config: LossConfig, scale: float
+    model: nn.Module, config: LossConfig, scale: float, stacked: bool = False
 ) -> Callable[[PyTree, Batch], tuple[Float[Array, ""], Sums]]:
-    """The loss as a function of parameters and batch, with its terms as (sum, count)."""
+    """The loss as a function of parameters and batch, with its terms as (sum, count).
 
-    def loss_fn(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], Sums]:
+    Args:
+        model: The network.
+        config: What to minimise.
+        scale: eV per model unit.
+        stacked: Whether batches have a leading axis over devices.
+    """
+
+    def sums_fn(params: PyTree, batch: Batch) -> Sums:
         prediction = model_outputs(
             model, params, batch, forces=config.needs_forces, stress=config.needs_stress
         )
-        return loss(prediction, batch, config, scale)
+        return loss_sums(prediction, batch, config, scale)
+
+    def loss_fn(params: PyTree, batch: Batch) -> tuple[Float[Array, ""], Sums]:
+        if stacked:
+            parts = jax.vmap(sums_fn, in_axes=(None, 0))(params, batch)
+            sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
+        else:
+            sums = sums_fn(params, batch)
+        return total_loss(sums, config), sums
 
     return loss_fn
 
@@ -65,6 +81,7 @@ def make_train_step(
     optim_config: OptimConfig,
     scale: float = 1.0,
     traces: list[BatchShape] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> TrainStep:
     """Builds the jitted training step.
 
@@ -76,12 +93,14 @@ def make_train_step(
         scale: eV per model unit, `Statistics.scale`.
         traces: A list that gets the batch's shape each time the step is traced, which is
             once per compilation.
+        mesh: Devices that share the structures of a step (see `sharding`); batches are then
+            stacked.
 
     Returns:
         ``(state, batch) -> (state, sums)``. The state passed in is donated. The sums are the
         terms of the loss and ``grad_norm``, scalars on the device.
     """
-    loss_fn = make_loss_fn(model, loss_config, scale)
+    loss_fn = make_loss_fn(model, loss_config, scale, stacked=mesh is not None)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         if traces is not None:
@@ -108,7 +127,14 @@ def make_train_step(
         sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
         return new_state.replace(healthy=healthy), sums
 
-    return jax.jit(train_step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(same_on(mesh), spread_over(mesh)),
+        out_shardings=same_on(mesh),
+    )
 
 
 def make_eval_step(
