@@ -120,19 +120,22 @@ def plot_training(
     """Validation metrics against steps, on logarithmic axes, one line per run.
 
     Args:
-        histories: Run name -> records as in ``metrics.jsonl`` (`step` and ``val`` metrics).
+        histories: Run name -> records as in ``metrics.jsonl``, with ``step`` and the
+            validation metrics under ``val_NAME``.
         metrics: Metrics that get a panel each, if any record has them.
 
     Returns:
         The figure.
     """
-    shown = [m for m in metrics if any(m in _val(r) for h in histories.values() for r in h)]
+    records = [record for history in histories.values() for record in history]
+    shown = [m for m in metrics if any(f"val_{m}" in record for record in records)]
     figure = Figure(figsize=(4.6 * max(len(shown), 1), 3.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, max(len(shown), 1)))
     for axis, metric in zip(axes, shown, strict=False):
         for color, (name, history) in zip(COLORS, histories.items(), strict=False):
-            points = [(r["step"], _val(r)[metric]) for r in history if metric in _val(r)]
-            axis.plot(*np.array(points).T, color=color, lw=2, label=name)
+            points = [r for r in history if f"val_{metric}" in r]
+            steps, values = ([r[key] for r in points] for key in ("step", f"val_{metric}"))
+            axis.plot(steps, values, color=color, lw=2, label=name)
         axis.set_yscale("log")
         axis.set_xlabel("step")
         axis.set_ylabel(f"validation {metric} ({_unit(metric)})")
@@ -194,10 +197,6 @@ def _draw_binned_errors(axis, errors: Mapping[str, tuple[np.ndarray, np.ndarray]
     axis.set_yscale("log")
     axis.set_title("test dimers, all pairs", fontsize=10)
     axis.set_ylabel("energy MAE (eV)")
-
-
-def _val(record: Mapping) -> Mapping[str, float]:
-    return record.get("val", record)
 
 
 def _unit(metric: str) -> str:

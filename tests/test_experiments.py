@@ -1,0 +1,93 @@
+"""The study and demo scripts: resumable cells, honest tables, a picture."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from ewald_jax.typing import InputError
+
+TINY = (
+    "data.limit=6",
+    "data.limit_eval=4",
+    "train.epochs=1",
+    "train.batch_size=3",
+    "model.hidden_channels=8",
+    "model.num_filters=8",
+    "model.num_interactions=1",
+    "train.tensorboard=false",
+)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts of experiments/ as modules."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "experiments"))
+    import compare
+    import demo
+    import report
+
+    yield compare, demo, report
+    for module in (compare, demo, report):
+        sys.modules.pop(module.__name__, None)
+
+
+def _result(variant, seed, error, data="dimers"):
+    return {
+        "data": data, "model": "m", "variant": variant, "seed": seed,
+        "metrics": {"test": {"energy_mae": error, "forces_mae": 2 * error}},
+        "parameters": 1234, "seconds_per_step": 0.01, "seconds": 60.0,
+        "machine": {"cores": 2, "processor": "P", "jax": "1"},
+    }  # fmt: skip
+
+
+def test_summary_is_mean_spread_and_ratio_to_the_first_variant(scripts):
+    compare, _, report = scripts
+    results = [_result("baseline", 0, 0.3), _result("baseline", 1, 0.5)]
+    results += [_result("voxel", 0, 0.1), _result("voxel", 1, 0.1)]
+    rows = compare.summarise(results)
+    assert [row["variant"] for row in rows] == ["baseline", "voxel"]
+    assert rows[0]["energy_mae"] == pytest.approx(0.4)
+    assert rows[0]["energy_mae_spread"] == pytest.approx(np.std([0.3, 0.5], ddof=1))
+    assert rows[1]["ratio"] == pytest.approx(0.25)
+    table = report.markdown_table({"cells": results})
+    assert "| dimers | baseline | 400.0 ± 141.4 | 1.00 |" in table
+    assert "2 seeds" in table
+
+
+def test_report_fills_only_between_the_marks(scripts):
+    *_, report = scripts
+    text = "a\n<!-- table x -->\nold\n<!-- end x -->\nb\n<!-- table y -->\n<!-- end y -->\n"
+    once = report.filled(text, {"x": "new", "z": "unused"})
+    assert once == text.replace("old", "new")
+    assert report.filled(once, {"x": "new"}) == once
+
+
+@pytest.mark.configs
+def test_finished_cells_are_not_trained_again(scripts, tmp_path, monkeypatch):
+    compare, *_ = scripts
+    cell = compare.Cell("dimers", "schnet_small", "voxel", 3)
+    first = compare.run_cell(cell, tmp_path, TINY, progress=False)
+    assert first["config"]["train"]["seed"] == 3
+    assert first["metrics"]["test"]["energy_mae"] > 0
+    monkeypatch.setattr(compare, "note", lambda _: pytest.fail("trained again"))
+    assert compare.run_cell(cell, tmp_path, TINY, progress=False) == first
+    monkeypatch.undo()
+    # A cell of other settings is refused, not mixed in.
+    with pytest.raises(InputError):
+        compare.run_cell(cell, tmp_path, [*TINY, "optim.lr=1e-5"], progress=False)
+
+
+@pytest.mark.configs
+def test_demo_ends_with_a_table_and_a_picture(scripts, tmp_path, capsys):
+    _, demo, _ = scripts
+    demo.main(list(TINY), output=tmp_path)
+    out = capsys.readouterr().out
+    assert "baseline" in out and "voxel" in out and "dimers_far" in out
+    assert (tmp_path / "binding_curves.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads(
+        (tmp_path / "dimers-schnet_small-voxel-seed0/result.json").read_text()
+    )
+    assert result["machine"]["cores"] >= 1
