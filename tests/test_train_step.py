@@ -140,6 +140,16 @@ def test_the_learning_rate_scale_scales_the_update(stepped, params):
     )
 
 
+def test_no_nan_is_made_and_masked_afterwards(params, debug_nans):
+    """Padding, zero errors and all: no operation of a step makes a NaN."""
+    optim = OptimConfig(amsgrad=True, clip_norm=1.0)
+    tx = make_optimizer(optim, 10)
+    (batch,) = Loader(DATASET, [0, 6], 8, LOADER.budgets, prefetch=0).epoch()
+    state = create_state(params, tx, jax.random.key(1))
+    state, _ = make_train_step(MODEL, tx, LOSS, optim)(state, batch)
+    assert state.healthy
+
+
 def test_evaluation_needs_no_loss(params):
     sums = make_eval_step(MODEL, scale=STATISTICS.scale)(params, BATCH)
     assert set(sums) == {"energy_mae", "energy_per_atom_mae"}

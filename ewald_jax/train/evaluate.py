@@ -1,5 +1,6 @@
 """Evaluation of parameters on structures: exact metrics over batches of unequal size."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -109,19 +110,20 @@ def run_evaluation(
     """
     total: Sums = {}
     pending: list[Sums] = []
-    for number, batch in enumerate(loader.epoch(0), 1):
-        pending.append(eval_step(params, batch))
-        if len(pending) == _READ_EVERY or number == loader.num_batches:
-            first = number - len(pending)
-            for offset, sums in enumerate(jax.device_get(pending)):
-                sums = as_floats(sums)
-                _check_finite(sums, loader, first + offset)
-                total = merge(total, sums)
-            pending = []
-        if on_batch is not None:
-            on_batch(number, loader.num_batches)
-        if stop is not None and stop():
-            return None
+    with contextlib.closing(loader.epoch(0)) as batches:
+        for number, batch in enumerate(batches, 1):
+            pending.append(eval_step(params, batch))
+            if len(pending) == _READ_EVERY or number == loader.num_batches:
+                first = number - len(pending)
+                for offset, sums in enumerate(jax.device_get(pending)):
+                    sums = as_floats(sums)
+                    _check_finite(sums, loader, first + offset)
+                    total = merge(total, sums)
+                pending = []
+            if on_batch is not None:
+                on_batch(number, loader.num_batches)
+            if stop is not None and stop():
+                return None
     return total
 
 

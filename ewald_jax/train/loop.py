@@ -2,7 +2,8 @@
 
 Whatever happens (Ctrl-C, SIGKILL, a full disk, a NaN), the output directory holds complete
 checkpoints, and continuing from the last one gives, to the bit, the parameters of a training
-that nothing has happened to.
+that nothing has happened to. (On GPUs, where sums in arbitrary order are faster, only with
+``XLA_FLAGS=--xla_gpu_deterministic_ops=true``, as for any two runs.)
 """
 
 import collections
