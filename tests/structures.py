@@ -4,9 +4,20 @@ from pathlib import Path
 
 import ase
 import ase.build
+import jax
 import numpy as np
+import pytest
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
+
+
+@pytest.fixture
+def quick_compilation():
+    """Most of the time of small tests is XLA's; what is computed stays the same."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def reference(name):

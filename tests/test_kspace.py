@@ -10,12 +10,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
-from structures import assert_close, random_cell, rotation
+from structures import assert_close, quick_compilation, random_cell, rotation  # noqa: F401
 
 from ewald_jax import kspace
 from ewald_jax.graph import neighbor_list
 from ewald_jax.kspace.damping import sinc
 from ewald_jax.typing import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 INDICES = kspace.half_box(1, 1, 2)
 
@@ -182,7 +184,9 @@ def test_derivatives_with_respect_to_everything(x64):
         return jnp.sum(weights * kspace.message_from_phases(h, table, filter[:4]))
 
     arguments = (x.h, x.positions, x.cell, x.filter, x.node_damping)
-    check_grads(jax.jit(through_kvecs), arguments, order=2, atol=1e-5, rtol=1e-3)
+    check_grads(
+        jax.jit(through_kvecs), arguments, order=2, modes=["rev"], atol=1e-5, rtol=1e-3
+    )
     every = tuple(range(len(arguments)))
     ours, expected = (
         jax.jit(jax.grad(f, every))(*arguments) for f in (through_fractions, through_kvecs)
@@ -194,27 +198,34 @@ def test_derivatives_with_respect_to_everything(x64):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_dtype_is_kept(dtype, x64):
     x = Inputs(dtype=dtype)
-    fractional = kspace.fractional(x.positions, x.cell)
-    norm = jnp.linalg.norm(x.kvecs, axis=-1)
-    mask = jnp.ones(len(x.h), bool)
-    results = {
-        "reciprocal_cell": kspace.reciprocal_cell(x.cell),
-        "cell_volume": kspace.cell_volume(x.cell),
-        "lattice_kvecs": x.kvecs,
-        "fractional": fractional,
-        "phases": kspace.phases(x.positions, x.kvecs, x.node_damping),
-        "lattice_phases": kspace.lattice_phases(fractional, INDICES),
-        "structure_factor": kspace.structure_factor(x.h, x.positions, x.kvecs),
-        "ewald_message": x.message(damping=x.node_damping, prefactor=0.01),
-        "exact": kspace.sinc_damping(x.positions, 0.2),
-        "normalized": kspace.sinc_damping(x.positions, 0.2, "normalized"),
-        "envelope": kspace.polynomial_envelope(norm),
-        "gaussian_rbf": kspace.gaussian_rbf(norm, 0.0, 1.0, 4),
-        "float32_centres": kspace.gaussian_rbf(norm, 0.0, 1.0, 4, float32_centres=True),
-        "radial_basis": kspace.radial_basis(norm, 0.6, 8),
-        "coulomb_filter": kspace.coulomb_filter(x.kvecs, jnp.asarray(9.0, dtype), 0.5),
-        "svd_frame": kspace.svd_frame(x.positions, mask),
-    }
+
+    @jax.jit
+    def everything(h, positions, cell, filter, damping):
+        fractional = kspace.fractional(positions, cell)
+        kvecs = kspace.lattice_kvecs(INDICES, cell)
+        norm = jnp.linalg.norm(kvecs, axis=-1)
+        volume = kspace.cell_volume(cell)
+        message = kspace.ewald_message(h, positions, kvecs, filter, damping, prefactor=0.01)
+        return {
+            "ewald_message": message,
+            "reciprocal_cell": kspace.reciprocal_cell(cell),
+            "cell_volume": volume,
+            "lattice_kvecs": kvecs,
+            "fractional": fractional,
+            "phases": kspace.phases(positions, kvecs, damping),
+            "lattice_phases": kspace.lattice_phases(fractional, INDICES),
+            "structure_factor": kspace.structure_factor(h, positions, kvecs),
+            "exact": kspace.sinc_damping(positions, 0.2),
+            "normalized": kspace.sinc_damping(positions, 0.2, "normalized"),
+            "envelope": kspace.polynomial_envelope(norm),
+            "gaussian_rbf": kspace.gaussian_rbf(norm, 0.0, 1.0, 4),
+            "float32_centres": kspace.gaussian_rbf(norm, 0, 1, 4, float32_centres=True),
+            "radial_basis": kspace.radial_basis(norm, 0.6, 8),
+            "coulomb_filter": kspace.coulomb_filter(kvecs, volume, 0.5),
+            "svd_frame": kspace.svd_frame(positions, jnp.ones(len(h), bool)),
+        }
+
+    results = jax.eval_shape(everything, x.h, x.positions, x.cell, x.filter, x.node_damping)
     for name, result in results.items():
         for array in jax.tree.leaves(result):
             assert array.dtype == dtype, name
@@ -368,7 +379,7 @@ def test_float32_centres_make_one_function_of_both_types(x64):
     np.testing.assert_allclose(single, double, atol=1e-6)
 
 
-@pytest.mark.parametrize("exponent", [1, 2, 5, 6])
+@pytest.mark.parametrize("exponent", [2, 5])
 def test_envelope_ends_smoothly(exponent, x64):
     f = lambda x: kspace.polynomial_envelope(x, exponent)
     assert f(0.0) == 1 and f(1.0) == 0 and f(1.5) == 0
@@ -386,10 +397,11 @@ def test_envelope_ends_smoothly(exponent, x64):
 
 
 def test_radial_basis_reaches_beyond_the_cutoff(x64):
-    k = jnp.array([0.0, 0.6])
-    assert jnp.all(jnp.max(kspace.radial_basis(k, 0.6, 128), axis=-1) > 1e-3)
-    assert not jnp.any(kspace.radial_basis(jnp.array([0.851]), 0.6, 128))
-    assert not jnp.any(kspace.radial_basis(jnp.array([0.701]), 0.6, 48))
+    k = jnp.array([0.0, 0.6, 0.701, 0.851])
+    for num_rbf, inside in ((128, [1, 1, 1, 0]), (48, [1, 1, 0, 0])):
+        basis = jax.jit(kspace.radial_basis, static_argnums=(1, 2))(k, 0.6, num_rbf)
+        np.testing.assert_array_equal(np.max(basis, axis=-1) > 1e-4, inside)
+        assert not np.any(basis[3])
 
 
 def test_low_rank_filter(x64):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structures import assert_close, reference
+from structures import assert_close, quick_compilation, reference  # noqa: F401
 
 import ewald_jax
 from ewald_jax import kspace, ops
@@ -17,6 +17,8 @@ from ewald_jax.interop.torch_reference import ewald_block_params
 from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, KSpace
 from ewald_jax.nn.layers import ResidualLayer
 from ewald_jax.typing import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BLOCKS = [
     f"ewald_block_{boundary}_{size}"
