@@ -78,7 +78,8 @@ def energy(positions, features, mask):
 
 energies = jax.jit(jax.vmap(energy))
 gradients = jax.jit(jax.vmap(jax.grad(energy)))
-hessians = jax.jit(jax.vmap(jax.hessian(energy)))
+# Reverse over reverse, the mode that lets no NaN hide behind a `where`.
+hessians = jax.jit(jax.vmap(jax.jacrev(jax.grad(energy))))
 
 
 def stacked(structures, dtype):
