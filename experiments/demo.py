@@ -62,7 +62,6 @@ def draw(directories: Mapping[str, Path], cutoff: float, path: Path) -> Path:
     curve, test = ([structures[i] for i in parts[key]] for key in ("curve", "test"))
     shown = [*curve, *test]
     energy = np.array([atoms.get_potential_energy() for atoms in shown])
-    monomers = energy - np.array([atoms.info["interaction_energy"] for atoms in shown])
     distance = np.array([closest_distance(atoms) for atoms in shown])
     predictions = {name: predicted_energies(d, shown) for name, d in directories.items()}
 
@@ -71,12 +70,14 @@ def draw(directories: Mapping[str, Path], cutoff: float, path: Path) -> Path:
     for pair in dict.fromkeys(pairs):
         rows = np.flatnonzero(pairs == pair)
         rows = rows[np.argsort(distance[rows])]
+        # From the farthest point on: the part that depends on the distance. Errors of the
+        # energy as a whole are in the last panel.
         curves.append(
             Curve(
                 str(pair).replace("_", " "),
                 distance[rows],
-                energy[rows] - monomers[rows],
-                {name: e[rows] - monomers[rows] for name, e in predictions.items()},
+                energy[rows] - energy[rows[-1]],
+                {name: e[rows] - e[rows[-1]] for name, e in predictions.items()},
             )
         )
     is_test = np.arange(len(shown)) >= len(curve)
@@ -90,6 +91,7 @@ def draw(directories: Mapping[str, Path], cutoff: float, path: Path) -> Path:
         cutoff,
         reference_name="GFN2-xTB",
         title="Binding curves of pairs that were not in the training data",
+        ylabel="energy from the farthest point (eV)",
     )
     return save_figure(figure, path)
 

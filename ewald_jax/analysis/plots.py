@@ -39,6 +39,7 @@ def plot_binding_curves(
     cutoff: float | None = None,
     reference_name: str = "reference",
     title: str = "",
+    ylabel: str = "interaction energy (eV)",
 ) -> Figure:
     """Binding curves, one panel each, and a panel with errors by distance.
 
@@ -49,6 +50,7 @@ def plot_binding_curves(
         cutoff: Distance beyond which a short-range model cannot see, Å.
         reference_name: For the legend.
         title: Of the figure.
+        ylabel: Of the curves.
 
     Returns:
         The figure.
@@ -68,7 +70,7 @@ def plot_binding_curves(
             label=reference_name,
         )  # fmt: skip
         axis.set_title(curve.name, fontsize=10)
-        axis.set_ylabel("interaction energy (eV)")
+        axis.set_ylabel(ylabel)
     if errors is not None:
         _draw_binned_errors(axes[len(curves)], errors)
     for axis in axes[:n_panels]:
@@ -195,8 +197,8 @@ def _draw_binned_errors(axis, errors: Mapping[str, tuple[np.ndarray, np.ndarray]
         means, _ = binned_means(distance, error, edges)
         axis.plot(centres, means, "o-", ms=4, color=color, lw=1.8, label=name)
     axis.set_yscale("log")
-    axis.set_title("test dimers, all pairs", fontsize=10)
-    axis.set_ylabel("energy MAE (eV)")
+    axis.set_title("all test structures", fontsize=10)
+    axis.set_ylabel("MAE of the whole energy (eV)")
 
 
 def _unit(metric: str) -> str:
