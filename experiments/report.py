@@ -32,6 +32,21 @@ def markdown_table(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def block_table(timing: Mapping[str, Any]) -> str:
+    """The table of `ewald-jax benchmark kspace --json`."""
+    rows = {
+        "atoms, wave vectors, features": "{nodes}, {kvecs}, {features}",
+        "forward pass (ms)": f"{1e3 * timing['seconds']:.1f}",
+        "rate, the two sums counted (GFLOP/s)": "{gflops:.0f}",
+        "2048^3 float32 matrix product, same run (GFLOP/s)": "{matmul_gflops:.0f}",
+        "ratio": "{fraction:.2f}",
+        "peak memory above the inputs (MB)": "{resident_mb:.0f}",
+    }
+    lines = ["| Ewald block | |", "|---|---|"]
+    lines += [f"| {name} | {value.format(**timing)} |" for name, value in rows.items()]
+    return "\n".join(lines)
+
+
 def filled(text: str, tables: Mapping[str, str]) -> str:
     """`text` with every table between its marks replaced."""
     for name, table in tables.items():
@@ -48,7 +63,10 @@ def main() -> None:
     studies = {
         p.stem: json.loads(p.read_text()) for p in sorted(HERE.glob("results/*.json"))
     }
-    tables = {name: markdown_table(s) for name, s in studies.items() if "cells" in s}
+    tables = {
+        name: markdown_table(study) if "cells" in study else block_table(study)
+        for name, study in studies.items()
+    }
     for readme in READMES:
         readme.write_text(filled(readme.read_text(), tables))
     sys.stdout.write(f"tables: {', '.join(tables) or 'no results yet'}\n")

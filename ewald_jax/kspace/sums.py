@@ -68,7 +68,7 @@ def lattice_phases(
         [nodes, 2 kvecs].
     """
     # One sine and cosine per atom and index: XLA vectorises them, and products of per-axis
-    # tables, though fewer operations, measured 3.5 times slower on CPU (experiments/README).
+    # tables, though fewer operations, were slower on CPU (experiments/README.md).
     wrapped = fractional - jax.lax.stop_gradient(jnp.round(fractional))
     return phases(2 * jnp.pi * wrapped, jnp.asarray(indices, fractional.dtype), damping)
 
