@@ -47,6 +47,7 @@ def assert_close(first, second):
         np.testing.assert_allclose(one, two, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradient_with_long_range_block():
     """Unequal counts on the devices: sums are added before anything is divided."""
     sizes = dict(hidden_channels=8, num_filters=8, num_interactions=1, num_gaussians=8)
@@ -115,8 +116,9 @@ def run(directory, devices, **options):
     )
 
 
-def test_training_on_two_devices(tmp_path, monkeypatch):
-    """18 structures in steps of 8, 8 and 2; interrupted and continued to the same bits."""
+@pytest.mark.slow
+def test_training_on_two_devices(tmp_path):
+    """18 structures in steps of 8, 8 and 2."""
     one, two = run(tmp_path / "one", 1), run(tmp_path / "two", 2)
     assert one.step == two.step == 6 and two.compilations == 1
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
@@ -125,16 +127,18 @@ def test_training_on_two_devices(tmp_path, monkeypatch):
         for key in first.keys() - {"seconds"}:
             assert first[key] == pytest.approx(second[key], rel=1e-3, abs=1e-5), key
 
-    class Stop(Exception):
-        pass
+
+@pytest.mark.slow
+def test_stopped_and_continued_on_two_devices(tmp_path, monkeypatch):
+    two = run(tmp_path / "two", 2)
 
     def stopping(self, step):
         if step == 5:
-            raise Stop
+            raise InterruptedError
 
     with monkeypatch.context() as patch:
         patch.setattr(Display, "step", stopping)
-        with pytest.raises(Stop):
+        with pytest.raises(InterruptedError):
             run(tmp_path / "again", 2)
     again = run(tmp_path / "again", 2, resume=True)
     jax.tree.map(np.testing.assert_array_equal, again.params, two.params)

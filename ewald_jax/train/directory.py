@@ -40,7 +40,8 @@ def check_directory(directory: Path, resume: bool, overwrite: bool) -> bool:
         Whether there is a checkpoint to continue from.
 
     Raises:
-        InputError: If the directory holds something, and neither option is given.
+        InputError: If the directory holds something and neither option is given, or
+            something else than a training is to be resumed.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite contradict each other; give one of them")
@@ -52,6 +53,11 @@ def check_directory(directory: Path, resume: bool, overwrite: bool) -> bool:
         raise InputError(
             f"the output directory {directory} exists and is not empty; use --resume to "
             "continue the training in it, --overwrite to replace it, or another directory"
+        )
+    if resume and not any((directory / name).exists() for name in _OURS):
+        raise InputError(
+            f"cannot resume: {directory} holds files, but no training; expected the output "
+            "directory of one, or a directory that is empty or does not exist"
         )
     return resume and has_checkpoint(directory, "last")
 

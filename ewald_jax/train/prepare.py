@@ -168,7 +168,7 @@ def set_up(
         statistics = dataset_statistics(dataset, splits[TRAIN])
 
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    used = np.concatenate(list(splits.values()))
+    used = np.unique(np.concatenate(list(splits.values())))
     # One shape for all devices, or else the batches of a step could not be stacked.
     size = train.batch_size // train.devices
     buckets = train.max_buckets if train.devices == 1 else 1
