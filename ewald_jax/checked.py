@@ -166,7 +166,7 @@ def _coerce(value: Any, hint: Any, key: str, sources: Sources) -> Any:
         guess = f"; did you mean {near[0]!r}?" if near else ""
         sources.fail(key, f"expected {_describe(hint)}, got {value!r}{guess}")
     if dataclasses.is_dataclass(hint):
-        return construct(hint, value, key, sources)
+        return value if isinstance(value, hint) else construct(hint, value, key, sources)
     base = origin or hint
     if base is tuple and isinstance(value, (list, tuple)):
         every = len(args) == 2 and args[1] is Ellipsis
@@ -198,6 +198,8 @@ def _coerce_union(value, args, hint, key, sources) -> Any:
     """The first member of the union that takes the value."""
     if value is None and type(None) in args:
         return None
+    if dataclasses.is_dataclass(value) and type(value) in args:
+        return value
     if isinstance(value, Mapping):
         # A mapping can only mean the nested dataclass: its own errors say more.
         for member in args:

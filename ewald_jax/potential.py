@@ -12,12 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.data import chemical_symbols
 
 from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.kspace import cell_volume
 from ewald_jax.nn.ewald import kspace_geometry
-from ewald_jax.typing import Array, Float, PyTree
+from ewald_jax.typing import Array, Float, InputError, PyTree
 
 
 class Prediction(NamedTuple):
@@ -43,6 +44,9 @@ class EnergyScale(Protocol):
 
     def reference(self, species: Any) -> Any:
         """Sum of the reference energies of atoms, eV."""
+
+    def unseen(self, species: Any) -> tuple[int, ...]:
+        """Elements among atoms that the training data did not have."""
 
 
 def init_params(model: nn.Module, key: jax.Array, batch: Batch) -> PyTree:
@@ -120,6 +124,9 @@ def predict(
 
     Returns:
         The prediction; with `statistics` as numpy arrays.
+
+    Raises:
+        InputError: With `statistics`, for elements that the training data did not have.
     """
     # Labels stay outside: they would make a compilation of their own.
     out = _jitted_outputs(model, params, _unlabelled(batch), forces, stress)
@@ -129,18 +136,24 @@ def predict(
 def to_physical(
     prediction: Prediction, batch: Batch, statistics: EnergyScale
 ) -> Prediction:
-    """Applies scale, mean and reference energies to a prediction in model units (host)."""
+    """Applies scale, mean and reference energies to a prediction in model units (host).
+
+    Raises:
+        InputError: If a structure has an element without a reference energy.
+    """
     graph = batch.graph
-    n_node = np.asarray(graph.n_node)
-    species = np.asarray(graph.nodes["species"])
-    ends = np.cumsum(n_node)
-    real = np.array([species[e - n : e].any() for n, e in zip(n_node, ends, strict=True)])
-    offset = np.array(
-        [
-            statistics.mean + statistics.reference(species[e - n : e]) if is_real else 0.0
-            for n, e, is_real in zip(n_node, ends, real, strict=True)
-        ]
-    )
+    n_node, species = np.asarray(graph.n_node), np.asarray(graph.nodes["species"])
+    offset = np.zeros(len(n_node))
+    for index, atoms in enumerate(np.split(species, np.cumsum(n_node)[:-1])):
+        if not atoms.any():
+            continue
+        unseen = statistics.unseen(atoms)
+        if unseen:
+            raise InputError(
+                f"structure {index} has {chemical_symbols[unseen[0]]}, which the training data "
+                "of the model did not have; expected elements that it was trained on"
+            )
+        offset[index] = statistics.mean + statistics.reference(atoms)
     scale = statistics.scale
 
     def scaled(x):

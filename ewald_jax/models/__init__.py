@@ -7,7 +7,7 @@ in `MODELS` gives it forces, stress, training, the command line and the contract
 """
 
 from ewald_jax.models.inputs import batch_from_atoms, check_structure
-from ewald_jax.models.registry import MODELS, build_model, model_fields, model_to_config
+from ewald_jax.models.registry import MODELS, build_model, model_to_config
 from ewald_jax.models.schnet import SchNet
 
 __all__ = [
@@ -16,6 +16,5 @@ __all__ = [
     "batch_from_atoms",
     "build_model",
     "check_structure",
-    "model_fields",
     "model_to_config",
 ]

@@ -1,6 +1,5 @@
 """Models by name: build one from plain values, and write one down as plain values."""
 
-import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -8,8 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from ewald_jax.checked import Sources, construct, plain
 from ewald_jax.models.schnet import SchNet
-from ewald_jax.nn.ewald import EwaldConfig
 from ewald_jax.typing import InputError
 
 MODELS: Mapping[str, type[nn.Module]] = {"schnet": SchNet}
@@ -27,20 +26,11 @@ def build_model(name: str, **config: Any) -> nn.Module:
         The module, without parameters.
 
     Raises:
-        InputError: If the name or a field is unknown; the nearest valid one is named.
+        InputError: If the name or a field is unknown, naming the nearest valid one, or a value
+            has the wrong type or is out of range.
     """
     cls = model_class(name)
-    fields = dict(config)
-    _check_names(fields, model_fields(cls), f"model {name!r}")
-    ewald = fields.get("ewald")
-    if isinstance(ewald, Mapping):
-        _check_names(ewald, [f.name for f in dataclasses.fields(EwaldConfig)], "ewald")
-        fields["ewald"] = EwaldConfig(**ewald)
-    elif not (ewald is None or isinstance(ewald, EwaldConfig)):
-        raise InputError(
-            f"ewald must be an EwaldConfig, a mapping of its fields or None, not {ewald!r}"
-        )
-    return cls(**fields)
+    return construct(cls, config, "model", Sources({}).knowing({"model": cls}))
 
 
 def model_class(name: str) -> type[nn.Module]:
@@ -55,7 +45,7 @@ def model_class(name: str) -> type[nn.Module]:
     if module:
         try:
             cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise InputError(f"cannot import the model {name!r}: {error}") from error
         if isinstance(cls, type) and issubclass(cls, nn.Module):
             return cls
@@ -63,29 +53,14 @@ def model_class(name: str) -> type[nn.Module]:
     raise InputError(f"unknown model {name!r}{_nearest(name, MODELS)}")
 
 
-def model_fields(cls: type[nn.Module]) -> list[str]:
-    """Names of the settings of a model class, flax's own fields left out."""
-    return [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
-
-
 def model_to_config(model: nn.Module) -> dict[str, Any]:
-    """Plain values from which ``build_model(**values)`` makes the same model."""
+    """Plain JSON values from which ``build_model(**values)`` makes the same model."""
     by_class = {cls: name for name, cls in MODELS.items()}
     cls = type(model)
-    name = by_class.get(cls, f"{cls.__module__}.{cls.__qualname__}")
-    values = {field: getattr(model, field) for field in model_fields(cls)}
-    if values.get("ewald") is not None:
-        values["ewald"] = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(values["ewald"]).items()
-        }
-    return {"name": name, **values}
-
-
-def _check_names(given, valid, what: str) -> None:
-    for key in given:
-        if key not in valid:
-            raise InputError(f"{what} has no field {key!r}{_nearest(key, valid)}")
+    return {
+        "name": by_class.get(cls, f"{cls.__module__}.{cls.__qualname__}"),
+        **plain(model),
+    }
 
 
 def _nearest(name: str, valid) -> str:

@@ -16,7 +16,7 @@ from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.basis import cosine_cutoff, gaussian_rbf
 from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, EwaldFilter, KSpace
 from ewald_jax.nn.layers import shifted_softplus
-from ewald_jax.typing import Array, Float
+from ewald_jax.typing import Array, Float, InputError
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -45,6 +45,20 @@ class SchNet(nn.Module):
     ewald: EwaldConfig | None = None
 
     needs_triplets: ClassVar[bool] = False
+
+    def __post_init__(self):
+        """Refuses sizes that make no network.
+
+        Raises:
+            InputError: If one is out of range.
+        """
+        for name in ("hidden_channels", "num_filters", "num_interactions", "num_elements"):
+            value, least = getattr(self, name), 2 if name == "hidden_channels" else 1
+            if value < least:
+                raise InputError(f"model.{name} must be at least {least}, not {value}")
+        if not 0 < self.cutoff < float("inf"):
+            raise InputError(f"model.cutoff must be a length above 0 Å, not {self.cutoff}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(

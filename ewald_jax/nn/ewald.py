@@ -2,11 +2,14 @@
 
 Three lines add it to any network::
 
-kspace = kspace_geometry(config, batch)                # once per step
-low_rank = EwaldFilter(config)(kspace)                 # once per model
-h = h + EwaldBlock(config)(h, kspace, low_rank)        # once per interaction
+    kspace = kspace_geometry(config, batch)                # once per step
+    low_rank = EwaldFilter(config)(kspace)                 # once per model
+    h = h + EwaldBlock(config)(h, kspace, low_rank)        # once per interaction
+
+`EwaldConfig` holds the settings.
 """
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -78,6 +81,9 @@ class EwaldConfig:
                 "ewald.bottleneck must be >= 1 and ewald.num_hidden >= 0, not "
                 f"{self.bottleneck} and {self.num_hidden}"
             )
+        for name in ("k_cutoff", "delta_k", "prefactor"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"ewald.{name} must be finite, not {getattr(self, name)}")
         if self.num_k_rbf < 2:
             raise InputError(f"ewald.num_k_rbf must be >= 2, not {self.num_k_rbf}")
         try:
