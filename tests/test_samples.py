@@ -36,6 +36,15 @@ def infos(frames):
     return [atoms.info for atoms in frames]
 
 
+def test_a_missing_package_is_named_with_the_remedy(tmp_path, monkeypatch):
+    from ewald_jax.data.samples import make, xtb
+
+    monkeypatch.setattr(make, "PACKAGES", ("no_such_package",))
+    sentence = r"no_such_package is not installed: pip install -e '\.\[samples\]' in a ch"
+    with pytest.raises(xtb.XtbMissing, match=sentence):
+        make.make_samples(tmp_path, ["dimers"], progress=False)
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="Unknown sample set"):
         sample_path("crystals")

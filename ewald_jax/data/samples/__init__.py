@@ -8,8 +8,6 @@ them again.
 
 from __future__ import annotations
 
-import io
-import lzma
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,12 +59,9 @@ def read_sample(name: str, path: Path | None = None) -> list[Atoms]:
     Returns:
         One ``ase.Atoms`` per structure, in file order.
     """
-    from ase.io import read
+    from ewald_jax.data.ase_files import read_extxyz
 
-    # ase seeks from frame to frame, which starts an xz stream over every time
-    with lzma.open(path or sample_path(name), "rt", encoding="utf-8") as file:
-        text = io.StringIO(file.read())
-    return read(text, index=":", format="extxyz")
+    return list(read_extxyz(path or sample_path(name)))
 
 
 def provenance_path() -> Path:

@@ -204,15 +204,13 @@ def _module(name: str):
 
 
 def _check_installed() -> None:
-    from ewald_jax.data.samples.xtb import XtbMissing
+    from ewald_jax.data.samples.xtb import missing
 
     for package in PACKAGES:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError as error:
-            raise XtbMissing(
-                f'{package} is not installed: pip install "ewald_jax[samples]"'
-            ) from error
+            raise missing(package) from error
 
 
 def _replace(path: Path, content: bytes) -> None:

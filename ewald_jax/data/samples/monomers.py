@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ewald_jax.data.samples.xtb import XtbError, XtbMissing
+from ewald_jax.data.samples.xtb import XtbError, missing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -114,9 +114,7 @@ def embed(smiles: str) -> tuple[Atoms, set[tuple[int, int]]]:
         from rdkit import Chem
         from rdkit.Chem import AllChem
     except ImportError as error:
-        raise XtbMissing(
-            'rdkit is not installed: pip install "ewald_jax[samples]"'
-        ) from error
+        raise missing("rdkit") from error
     from ase import Atoms
 
     molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
@@ -147,9 +145,7 @@ def _relax(name: str, atoms: Atoms, bonds: set[tuple[int, int]]) -> None:
     try:
         from tblite.ase import TBLite
     except ImportError as error:
-        raise XtbMissing(
-            'tblite is not installed: pip install "ewald_jax[samples]"'
-        ) from error
+        raise missing("tblite") from error
     from ase.constraints import FixBondLengths
     from ase.optimize import BFGS
 

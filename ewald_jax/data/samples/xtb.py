@@ -35,7 +35,15 @@ class XtbNotConverged(XtbError):
 
 
 class XtbMissing(XtbError, ImportError):
-    """tblite is not installed."""
+    """A package of the extra ``samples`` is not installed."""
+
+
+def missing(package: str) -> XtbMissing:
+    """The error for a package that is not installed, saying how to get it."""
+    return XtbMissing(
+        f"{package} is not installed: pip install -e '.[samples]' in a checkout, or "
+        f"pip install {package}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +68,7 @@ def _interface():
     try:
         import tblite.interface
     except ImportError as error:
-        raise XtbMissing(
-            'tblite is not installed: pip install "ewald_jax[samples]"'
-        ) from error
+        raise missing("tblite") from error
     return tblite.interface
 
 
