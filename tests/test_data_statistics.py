@@ -175,15 +175,26 @@ def test_json_round_trip_is_exact():
     [
         ({"scale": 0.0}, "the scale 0.0, expected it above 0"),
         ({"mean": float("nan")}, "NaN or infinite"),
-        ({"reference_energies": {"Qq": 1.0}}, "incomplete or broken"),
-        ({"reference_energies": [1.0]}, "incomplete or broken"),
-        ({"species": None}, "incomplete or broken"),
+        ({"scale": "abc"}, "'scale' is 'abc', expected a number"),
+        ({"mean": None}, "'mean' is None, expected a number"),
+        ({"mean": 10**400}, "'mean' is 1000.*, expected a finite number"),
+        ({"reference_energies": {"H": "low"}}, "'reference_energies.H' is 'low'"),
+        ({"reference_energies": {"Qq": 1.0}}, "'reference_energies' has the unknown .*Qq"),
+        (
+            {"reference_energies": [1.0]},
+            r"'reference_energies' is \[1.0\], expected energies",
+        ),
+        ({"species": None}, "'species' is None, expected a list"),
+        ({"species": "HC"}, "'species' is 'HC', expected a list"),
+        ({"species": [[1]]}, r"'species' has the unknown element \[1\]"),
     ],
 )
 def test_broken_files(change, message):
     values = Statistics().to_dict()
     with pytest.raises(InputError, match=message):
         Statistics.from_dict(values | change)
+    with pytest.raises(InputError, match="incomplete"):
+        Statistics.from_dict([])
     for key in values:
         with pytest.raises(InputError, match=f"incomplete.*{key}"):
             Statistics.from_dict({k: v for k, v in values.items() if k != key})

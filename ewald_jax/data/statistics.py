@@ -144,21 +144,48 @@ class Statistics:
         Raises:
             InputError: If keys are missing or values broken.
         """
-        try:
-            energies = [0.0] * _LENGTH
-            for symbol, energy in values["reference_energies"].items():
-                energies[atomic_numbers[symbol]] = float(energy)
-            return cls(
-                tuple(energies),
-                float(values["mean"]),
-                float(values["scale"]),
-                tuple(sorted(atomic_numbers[symbol] for symbol in values["species"])),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"statistics are incomplete or broken ({type(error).__name__}: {error}), "
-                "expected reference_energies, mean, scale and species"
-            ) from error
+        for key in ("reference_energies", "mean", "scale", "species"):
+            if not isinstance(values, Mapping) or key not in values:
+                raise InputError(f"statistics are incomplete, expected the key {key!r}")
+        given, species = values["reference_energies"], values["species"]
+        if not isinstance(given, Mapping):
+            raise _broken("reference_energies", given, "energies by element symbol")
+        if not isinstance(species, list | tuple):
+            raise _broken("species", species, "a list of element symbols")
+        energies = [0.0] * _LENGTH
+        for symbol, energy in given.items():
+            number = _atomic_number(symbol, "reference_energies")
+            energies[number] = _number(energy, f"reference_energies.{symbol}")
+        return cls(
+            tuple(energies),
+            _number(values["mean"], "mean"),
+            _number(values["scale"], "scale"),
+            tuple(sorted(_atomic_number(symbol, "species") for symbol in species)),
+        )
+
+
+def _broken(key: str, value: Any, expected: str) -> InputError:
+    return InputError(
+        f"statistics are broken: {key!r} is {value!r:.40}, expected {expected}"
+    )
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _broken(key, value, "a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise _broken(key, value, "a finite number") from None
+
+
+def _atomic_number(symbol: Any, key: str) -> int:
+    number = atomic_numbers.get(symbol) if isinstance(symbol, str) else None
+    if number is None:
+        raise InputError(
+            f"statistics are broken: {key!r} has the unknown element {symbol!r}"
+        )
+    return number
 
 
 def fit_statistics(
