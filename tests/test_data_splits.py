@@ -182,6 +182,9 @@ def test_by_file(tmp_path):
         split(split="random", **paths)
     with pytest.raises(InputError, match="split 'train': there are 20"):
         split(train=paths["train"], val_size=20)
+    for ignored in ({"train_size": 0.5}, {"test_size": 5}, {**paths, "val_size": 3}):
+        with pytest.raises(InputError, match="_size is set, but beside data.train the fil"):
+            split(**{"train": paths["train"], **ignored})
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def _file_split(config: DataConfig, dataset: GraphDataset) -> dict[str, np.ndarr
             f"data.split is {config.split!r} beside data.train, expected it unset: the files "
             "are the splits"
         )
+    unused = ("train_size", "test_size", "val_size")[: 3 if config.val else 2]
+    _refuse_sizes(config, unused, "beside data.train the files are the splits")
     splits = {
         role: np.flatnonzero(dataset.roles == role)
         for role in ROLES
@@ -141,12 +143,9 @@ def _sample_split(config: DataConfig, dataset: GraphDataset) -> dict[str, np.nda
             f"data.split is {config.split!r}, but the sample set {config.name!r} has "
             f"{', '.join(known)}"
         )
-    for key in _SIZES:
-        if getattr(config, key) != DataConfig.__dataclass_fields__[key].default:
-            raise InputError(
-                f"data.{key} is set, but the splits of the sample set {config.name!r} have "
-                "fixed sizes; expected data.limit or data.limit_eval"
-            )
+    _refuse_sizes(
+        config, _SIZES, f"the splits of the sample set {config.name!r} have fixed sizes"
+    )
     splits = samples.split_indices(
         config.name, config.split or known[0], dataset.infos(), config.split_seed
     )
@@ -155,6 +154,14 @@ def _sample_split(config: DataConfig, dataset: GraphDataset) -> dict[str, np.nda
         for role, indices in splits.items()
         if role in ROLES or len(indices)
     }
+
+
+def _refuse_sizes(config: DataConfig, keys: Sequence[str], reason: str) -> None:
+    for key in keys:
+        if getattr(config, key) != DataConfig.__dataclass_fields__[key].default:
+            raise InputError(
+                f"data.{key} is set, but {reason}; expected data.limit or data.limit_eval"
+            )
 
 
 def _values(dataset: GraphDataset, key: str) -> list:
