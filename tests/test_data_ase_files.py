@@ -154,7 +154,7 @@ def test_units_are_converted(tmp_path):
         targets["forces"][0], np.array([1, 2, 3]) * energy / units.Bohr
     )
     np.testing.assert_allclose(targets["stress"], STRESS * 1e3 * energy / units.Bohr**3)
-    with pytest.raises(InputError, match="unknown unit 'furlong'.*kcal/mol"):
+    with pytest.raises(InputError, match="unknown unit of length 'furlong', exp"):
         read_structures(path, length_unit="furlong")
 
 
@@ -167,7 +167,7 @@ def test_labels_chosen_explicitly(tmp_path):
     with pytest.raises(InputError, match="unknown label 'charge', expected energy, forces"):
         read_structures(path, labels=("charge",))
     path = write(tmp_path / "b.extxyz", labelled(stress=False))
-    message = r"b.extxyz: structure 0 has no stress under the key 'stress'.*'forces'"
+    message = r"b.extxyz: structure 0 has no stress under the key 'stress', and nothing"
     with pytest.raises(InputError, match=message):
         read_structures(path, labels=("energy", "stress"))
 
@@ -240,11 +240,14 @@ BROKEN = {
         "structure 1: energy 'energy' is NaN or infinite",
     ),
     "energy key": (
-        frame("E_dft=1 free_energy=2"),
+        frame('E_dft=1 free_energy=2 name=x done=T dipole="1 2 3"'),
         "has no energy under the key 'energy', it has 'E_dft', 'free_energy'; expected "
         "data.energy_key",
     ),
-    "nothing": (frame(""), "has no energy under the key 'energy', it has nothing"),
+    "nothing": (
+        frame(""),
+        "has no energy under the key 'energy', and nothing else that could be one",
+    ),
     "fewer labels": (
         frame("energy=1") + frame("name=x"),
         "structure 1 has no label energy .*the structures before it have one",
@@ -271,7 +274,8 @@ BROKEN = {
     ),
     "element": (
         frame("energy=1", ("Xq 0 0 0",)),
-        "structure 0 has an unknown element 'Xq'",
+        "structure 0 has an unknown element 'Xq', expected a symbol or an atomic number "
+        "from 1 to 118",
     ),
     "element X": (frame("energy=1", ("X 0 0 0",)), "structure 0 has an unknown element at"),
     "cut": (
@@ -316,6 +320,19 @@ def test_broken_xyz(tmp_path, name):
 def test_trailing_blank_lines_and_no_final_newline_are_fine(tmp_path):
     assert len(read_structures(text_file(tmp_path, frame("energy=1") + "\n \n"))) == 1
     assert len(read_structures(text_file(tmp_path, frame("energy=1").rstrip()))) == 1
+
+
+def test_a_file_cut_inside_its_last_number(tmp_path):
+    rows = ("H 0.00 0.00 0.00", "O 0.00 0.00 0.96", "H 0.00 0.93 -1.24")
+    text = frame("energy=1") + frame("energy=2", rows)
+    assert len(read_structures(text_file(tmp_path, text[:-1]))) == 2
+    for missing in (2, 3, 4):
+        path = text_file(tmp_path, text[:-missing])
+        with pytest.raises(InputError, match="structure 1 ends without a newline.*trunc"):
+            read_structures(path)
+    # Written by hand: some number has no more decimals than the last.
+    by_hand = frame("energy=1", ("H 0 0 0", "O 0 0 0.96", "H 0 0.93 -1")).rstrip()
+    assert len(read_structures(text_file(tmp_path, by_hand))) == 1
 
 
 def test_a_hundred_atoms(tmp_path):

@@ -213,7 +213,10 @@ def test_a_reader_need_not_be_a_generator(tmp_path, monkeypatch):
         ({"limit": -1}, "data.limit and data.limit_eval must be 0 or more"),
         ({"split": "key"}, "data.split_key go together"),
         ({"split_key": "system"}, "data.split_key go together"),
-        ({"energy_unit": "erg"}, "unknown unit 'erg'"),
+        ({"energy_unit": "erg"}, "unknown unit of energy 'erg'"),
+        ({"energy_unit": "Angstrom"}, "unknown unit of energy 'Angstrom', expected one of"),
+        ({"energy_unit": "eV/Angstrom"}, "unknown unit of energy 'eV/Angstrom'"),
+        ({"length_unit": "eV"}, "unknown unit of length 'eV', expected one of Ang, Bohr"),
     ],
 )
 def test_config_refuses_contradictions(settings, message):

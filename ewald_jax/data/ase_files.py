@@ -24,9 +24,12 @@ from ase.io.formats import string2index
 from ase.io.trajectory import TrajectoryReader
 
 from ewald_jax.data.labels import LabelOptions, standardise
+from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
-_COMPRESSED = {".xz": lzma.open, ".gz": gzip.open}
+COMPRESSED: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open}
+"""How text files with these suffixes are opened."""
+
 _SIX_NUMBERS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 
 
@@ -46,7 +49,7 @@ class Reader(NamedTuple):
 
 def read_extxyz(path: Path) -> Iterator[ase.Atoms]:
     """Structures of an extended xyz file, plain or compressed by xz or gzip."""
-    opener = _COMPRESSED.get(path.suffix.lower(), open)
+    opener = COMPRESSED.get(path.suffix.lower(), open)
     with opener(path, "rt", encoding="utf-8") as stream:
         yield from (_parse_frame(lines) for lines in _split_frames(stream))
 
@@ -209,7 +212,27 @@ def _split_frames(stream: TextIO) -> Iterator[list[str]]:
                 f"ends after {max(len(lines) - 2, 0)} atoms, expected {count}; the file is "
                 "truncated"
             )
+        if not lines[-1].endswith("\n"):
+            _check_last_number(lines[2:])
         yield lines
+
+
+def _check_last_number(rows: list[str]) -> None:
+    """Refuses a file that seems cut inside its last number.
+
+    No program leaves out the final newline, but hands do: only a number with fewer decimals
+    than all the others of its column tells that digits are missing.
+    """
+    columns = [row.split() for row in rows]
+    if len(rows) < 2 or any(len(words) != len(columns[-1]) for words in columns):
+        return
+    *others, last = (len(words[-1].partition(".")[2]) for words in columns if words)
+    if last < min(others, default=0):
+        raise InputError(
+            f"ends without a newline in {columns[-1][-1]!r:.40}, which has fewer digits than "
+            "the rest of its column; the file seems truncated, expected a final newline if "
+            "it is complete"
+        )
 
 
 def _parse_frame(lines: list[str]) -> ase.Atoms:
@@ -220,7 +243,10 @@ def _parse_frame(lines: list[str]) -> ase.Atoms:
     except KeyError as error:
         name = error.args[0] if error.args else None
         if isinstance(name, str) and name not in atomic_numbers:
-            raise InputError(f"has an unknown element {name!r:.20}") from error
+            raise InputError(
+                f"has an unknown element {name!r:.20}, expected a symbol or an atomic "
+                f"number from 1 to {MAX_ATOMIC_NUMBER}"
+            ) from error
         raise
     return atoms
 

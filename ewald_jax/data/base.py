@@ -104,7 +104,8 @@ class DataConfig:
             raise InputError(
                 f"data.labels has {min(unknown)!r}, expected some of {', '.join(LABELS)}"
             )
-        unit_factor(self.energy_unit), unit_factor(self.length_unit)
+        unit_factor(self.energy_unit, "energy")
+        unit_factor(self.length_unit, "length")
         for role in ROLES:
             size = getattr(self, f"{role}_size")
             if size < 0 or (size >= 1 and size != int(size)):
@@ -134,6 +135,7 @@ def load_dataset(
     cutoff: float,
     max_neighbors: int | None = None,
     progress: bool = False,
+    labelled: bool = True,
 ) -> GraphDataset:
     """Reads the files of a config into one data set, through the cache.
 
@@ -142,20 +144,21 @@ def load_dataset(
         cutoff: Distance cutoff of the edges, Å.
         max_neighbors: Nearest neighbors kept for each atom, None for all.
         progress: Show a progress bar on stderr while graphs are built.
+        labelled: Read labels; False ignores those there are.
 
     Raises:
         InputError: If there is nothing to read, or it is broken; names file and structure.
+            `LabelMissingError` if the first structure of a file lacks a label.
     """
-    files = [
-        (role, path)
-        for role, value in _sources(config).items()
-        for path in expand_path(value, config.kind)
-    ]
+    files = source_files(config)
+    options = config.label_options
+    if not labelled:
+        options = options._replace(labels=())
     stores = [
         cached_store(
             path,
             READERS[config.kind or kind_of(path, READERS)],
-            config.label_options,
+            options,
             cutoff,
             max_neighbors,
             config.cache_dir,
@@ -164,6 +167,19 @@ def load_dataset(
         for _, path in files
     ]
     return GraphDataset(stores, cutoff, max_neighbors, [role for role, _ in files])
+
+
+def source_files(config: DataConfig) -> list[tuple[str, Path]]:
+    """The files of a config in the order of the data set, each with its role or "".
+
+    Raises:
+        InputError: If there is nothing to read.
+    """
+    return [
+        (role, path)
+        for role, value in _sources(config).items()
+        for path in expand_path(value, config.kind)
+    ]
 
 
 def dataset_from_atoms(

@@ -25,9 +25,14 @@ LABELS = (ENERGY, FORCES, STRESS)
 
 _ALIASES = {"ev": "eV", "angstrom": "Ang", "å": "Ang", "hartree": "Ha", "rydberg": "Ry"}
 _UNITS = {
-    name: getattr(ase.units, name)
-    for name in ("eV", "Ha", "Ry", "kcal", "kJ", "mol", "Ang", "Bohr", "nm")
-} | {"meV": 1e-3 * ase.units.eV, "mHa": 1e-3 * ase.units.Ha}
+    "energy": {name: getattr(ase.units, name) for name in ("eV", "Ha", "Ry", "kcal", "kJ")}
+    | {"meV": 1e-3 * ase.units.eV, "mHa": 1e-3 * ase.units.Ha},
+    "length": {name: getattr(ase.units, name) for name in ("Ang", "Bohr", "nm")},
+}
+
+
+class LabelMissingError(InputError):
+    """The first structure lacks a label."""
 
 
 class LabelOptions(NamedTuple):
@@ -59,25 +64,25 @@ class LabelOptions(NamedTuple):
         }[label]
 
 
-def unit_factor(unit: str) -> float:
+def unit_factor(unit: str, kind: str) -> float:
     """What a quantity in `unit` is multiplied by to be in eV or Å.
 
     Args:
-        unit: Names joined by ``/``, such as ``kcal/mol``.
+        unit: Such as ``kcal/mol`` or ``Bohr``.
+        kind: ``energy`` or ``length``.
 
     Raises:
-        InputError: If a name is not known.
+        InputError: If it is not a known unit of that kind.
     """
-    factor = 1.0
-    for position, name in enumerate(unit.split("/")):
-        name = _ALIASES.get(name.strip().lower(), name.strip())
-        if name not in _UNITS:
-            raise InputError(
-                f"unknown unit {name!r} in {unit!r}, expected names of "
-                f"{', '.join(_UNITS)} joined by '/', such as 'kcal/mol'"
-            )
-        factor = factor * _UNITS[name] if position == 0 else factor / _UNITS[name]
-    return factor
+    name, *per = (word.strip() for word in unit.split("/"))
+    name = _ALIASES.get(name.lower(), name)
+    if name not in _UNITS[kind] or (per and (kind, per) != ("energy", ["mol"])):
+        per_mole = ", or one of them with '/mol'" if kind == "energy" else ""
+        raise InputError(
+            f"unknown unit of {kind} {unit!r}, expected one of "
+            f"{', '.join(_UNITS[kind])}{per_mole}"
+        )
+    return _UNITS[kind][name] / (ase.units.mol if per else 1.0)
 
 
 def standardise(
@@ -97,8 +102,8 @@ def standardise(
     unknown = set(options.labels or ()) - set(LABELS)
     if unknown:
         raise InputError(f"unknown label {min(unknown)!r}, expected {', '.join(LABELS)}")
-    energy = unit_factor(options.energy_unit)
-    length = unit_factor(options.length_unit)
+    energy = unit_factor(options.energy_unit, "energy")
+    length = unit_factor(options.length_unit, "length")
     factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
     wanted: tuple[str, ...] | None = options.labels
     for index, atoms in enumerate(frames):
@@ -159,11 +164,24 @@ def metadata(atoms: ase.Atoms) -> dict[str, Any]:
     return out
 
 
-def keys_present(atoms: ase.Atoms) -> list[str]:
-    """Names of everything a structure carries beside its geometry."""
+def keys_for(label: str, atoms: ase.Atoms) -> list[str]:
+    """Keys under which a structure has numbers of a label's shape, sorted."""
     results = atoms.calc.results if atoms.calc is not None else {}
-    columns = set(atoms.arrays) - {"numbers", "positions"}
-    return sorted({*results, *map(str, atoms.info), *columns})
+    columns = {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}
+    shapes, _ = _expected(label, len(atoms))
+    return sorted(
+        str(key)
+        for key, value in {**columns, **atoms.info, **results}.items()
+        if _numeric_shape(value) in shapes
+    )
+
+
+def _numeric_shape(value: Any) -> tuple[int, ...] | None:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal length
+        return None
+    return array.shape if array.dtype.kind in "iuf" else None
 
 
 def _find(atoms: ase.Atoms, key: str) -> Any:
@@ -189,11 +207,14 @@ def _check_complete(
         if has == needed or (has and options.labels is not None):
             continue
         if index == 0 or options.labels is not None:
-            present = ", ".join(map(repr, keys_present(atoms))) or "nothing"
-            raise InputError(
-                f"{where} has no {name} under the key {key!r}, it has {present}; expected "
-                f"data.{name}_key to be one of them"
+            present = ", ".join(map(repr, keys_for(name, atoms)))
+            advice = (
+                f"it has {present}; expected data.{name}_key to be one of them"
+                if present
+                else f"and nothing else that could be one; expected structures with {name}"
             )
+            kind = InputError if index else LabelMissingError
+            raise kind(f"{where} has no {name} under the key {key!r}, {advice}")
         raise InputError(
             f"{where} has {'a' if has else 'no'} label {name} (key {key!r}), but the "
             f"structures before it have {'none' if has else 'one'}; expected it on all or "
@@ -201,13 +222,18 @@ def _check_complete(
         )
 
 
-def _convert(name: str, value: Any, n: int, where: str, key: str) -> np.ndarray:
-    """The label as float64 of its proper shape, in the file's unit."""
-    shapes, expected = {
+def _expected(name: str, n: int) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """Shapes that a label of `n` atoms may have, and in words."""
+    return {
         ENERGY: (((), (1,)), "one number"),
         FORCES: (((n, 3),), f"three numbers for each of its {n} atoms"),
         STRESS: (((3, 3), (9,), (6,)), "a 3x3 matrix, or 6 numbers in Voigt order"),
     }[name]
+
+
+def _convert(name: str, value: Any, n: int, where: str, key: str) -> np.ndarray:
+    """The label as float64 of its proper shape, in the file's unit."""
+    shapes, expected = _expected(name, n)
     if np.asarray(value).dtype.kind not in "iuf":
         raise InputError(f"{where}: {name} {key!r} is {value!r:.40}, expected {expected}")
     array = np.asarray(value, np.float64)
