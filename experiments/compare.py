@@ -24,6 +24,7 @@ import typer
 
 from ewald_jax.cli.common import command, note, print_table
 from ewald_jax.config import Config, load_config
+from ewald_jax.train.files import write_json
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs"
@@ -138,7 +139,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         )
         row["parameters"] = group[0]["parameters"]
         # The fastest seed: other programs on the machine only ever add time.
-        row["ms_per_step"] = 1e3 * min(r["seconds_per_step"] for r in group)
+        row["ms_per_step"] = 1e3 * min(r["seconds_per_step"] or np.inf for r in group)
         rows.append(row)
     return rows
 
@@ -146,6 +147,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 COLUMNS = (
     "data",
     "variant",
+    "seeds",
     "energy MAE (meV)",
     "energy ratio",
     "force MAE (meV/Å)",
@@ -160,6 +162,7 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         [
             row["data"],
             row["variant"],
+            str(row["seeds"]),
             _with_spread(row, "energy_mae"),
             f"{row['ratio']:.2f}",
             _with_spread(row, "forces_mae"),
@@ -186,14 +189,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes a file that is complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 def _finished(path: Path, config: Config) -> dict[str, Any] | None:
@@ -225,6 +220,7 @@ def main(
     """Train every cell and print the table."""
     cells = [Cell(d, model, v, s) for s in range(seeds) for d in data for v in variant]
     folder, file = output / name, results / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []
     for cell in cells:
         done.append(run_cell(cell, folder, overrides or ()))

@@ -105,15 +105,19 @@ def main(
     output: Annotated[Path, typer.Option("-o", help="Folder of the runs.")] = Path(
         "runs/demo"
     ),
+    picture: Annotated[
+        Path | None, typer.Option(help="Where the picture goes; into OUTPUT if unset.")
+    ] = None,
 ) -> None:
     """Train, compare, draw."""
+    picture = picture or output / "binding_curves.png"
     cells = [Cell(data, MODEL, variant, 0) for data in DATA for variant in NAMES]
     results = [run_cell(cell, output, overrides or ()) for cell in cells]
     directories = {
         NAMES[cell.variant]: output / cell.name for cell in cells if cell.data == DATA[0]
     }
     cutoff = cells[0].config(overrides or ()).model.cutoff
-    picture = draw(directories, cutoff, output / "binding_curves.png")
+    draw(directories, cutoff, picture)
     title = "test errors, one seed; `dimers`: random split, `dimers_far`: only beyond 8 Å"
     print_table(title, COLUMNS, table_rows(summarise(results)))
     note(f"the picture is {picture}")

@@ -52,9 +52,9 @@ def test_summary_is_mean_spread_and_ratio_to_the_first_variant(scripts):
     assert rows[0]["energy_mae"] == pytest.approx(0.4)
     assert rows[0]["energy_mae_spread"] == pytest.approx(np.std([0.3, 0.5], ddof=1))
     assert rows[1]["ratio"] == pytest.approx(0.25)
-    table = report.markdown_table({"cells": results})
-    assert "| dimers | baseline | 400.0 ± 141.4 | 1.00 |" in table
-    assert "2 seeds" in table
+    table = report.markdown_table({"cells": results, "overrides": ["a=1"]})
+    assert "| dimers | baseline | 2 | 400.0 ± 141.4 | 1.00 |" in table
+    assert "; with `a=1`." in table
 
 
 def test_report_fills_only_between_the_marks(scripts):
