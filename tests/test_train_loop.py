@@ -378,6 +378,36 @@ def test_overwrite_removes_a_training_and_nothing_else(dataset, tmp_path):
     assert len(list((directory / "tensorboard").iterdir())) == 1
 
 
+def test_overwrite_refuses_a_folder_with_files_of_the_same_names(dataset, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot overwrite: .* but no training"):
+        fit(
+            toy_model(),
+            dataset,
+            {"train": np.arange(8)},
+            train=settings(),
+            output_dir=tmp_path,
+            overwrite=True,
+            **QUIET,
+        )
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def test_a_full_disk_before_the_first_checkpoint_leaves_nothing(
+    dataset, tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise InputError("no space")
+
+    monkeypatch.setattr("ewald_jax.train.keeper.save_checkpoint", full)
+    arguments = dict(train=settings(), output_dir=tmp_path / "run", **QUIET)
+    with pytest.raises(InputError, match="no space"):
+        fit(toy_model(), dataset, {"train": np.arange(8)}, **arguments)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    assert fit(toy_model(), dataset, {"train": np.arange(8)}, **arguments).step > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

@@ -1,8 +1,9 @@
 """The output directory of a training: opened without losing anybody's files."""
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,14 @@ def check_directory(directory: Path, resume: bool, overwrite: bool) -> bool:
             f"the output directory {directory} exists and is not empty; use --resume to "
             "continue the training in it, --overwrite to replace it, or another directory"
         )
-    if resume and not any((directory / name).exists() for name in _OURS):
+    ours = any((directory / name).exists() for name in _OURS)
+    # A folder of somebody's own may well hold a config.json; only a training has these.
+    training = any((directory / name).exists() for name in (VERSIONS, CHECKPOINTS))
+    if (resume and not ours) or (overwrite and ours and not training):
         raise InputError(
-            f"cannot resume: {directory} holds files, but no training; expected the output "
-            "directory of one, or a directory that is empty or does not exist"
+            f"cannot {'resume' if resume else 'overwrite'}: {directory} holds files, but no "
+            "training; expected the output directory of one, or a directory that is empty or "
+            "does not exist"
         )
     return resume and has_checkpoint(directory, "last")
 
@@ -70,12 +75,33 @@ def make_directory(directory: Path, overwrite: bool) -> None:
     """
     with writing(f"the output directory {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
-        for name in _OURS if overwrite else ():
-            path = directory / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        if overwrite:
+            _remove_ours(directory)
+
+
+@contextlib.contextmanager
+def withdrawn_on_failure(directory: Path) -> Iterator[None]:
+    """Removes what a training wrote if a mistake ends it before there is a checkpoint.
+
+    What is left would look like a training, and refuse the same command the next time.
+    """
+    try:
+        yield
+    except InputError:
+        if not has_checkpoint(directory, "last") and not has_checkpoint(directory, "best"):
+            with contextlib.suppress(OSError):
+                _remove_ours(directory)
+                directory.rmdir()
+        raise
+
+
+def _remove_ours(directory: Path) -> None:
+    for name in _OURS:
+        path = directory / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
@@ -83,8 +109,8 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
 
     Args:
         directory: Of the training to continue.
-        config: The new config, plain values; "model", "loss", "optim" and "train" count,
-            what can be extended (epochs, intervals) does not.
+        config: The new config, plain values; "model", "loss", "optim", "train" and
+            "data.statistics" count, what can be extended (epochs, intervals) does not.
 
     Raises:
         InputError: Naming the first setting that differs, and both values.
@@ -95,8 +121,8 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
         free -= {"epochs", "max_steps"}
     # Through JSON, so that tuples compare with lists.
     new = json.loads(json.dumps(config))
-    for section in ("model", "loss", "optim", "train"):
-        before, now = (_flatten(values.get(section, {})) for values in (saved, new))
+    for section in ("model", "loss", "optim", "train", "data.statistics"):
+        before, now = (_section(values, section) for values in (saved, new))
         for key in sorted(before.keys() | now.keys()):
             if section == "train" and key in free:
                 continue
@@ -156,6 +182,12 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
     """Writes metrics.json."""
     with writing(f"{directory / METRICS}", "the checkpoints are kept"):
         write_json(directory / METRICS, metrics)
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    for key in name.split("."):
+        values = values.get(key) or {}
+    return _flatten(values)
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ from ewald_jax.train.culprits import NonFiniteError, blame
 from ewald_jax.train.directory import (
     TENSORBOARD,
     append_history,
+    withdrawn_on_failure,
     write_history,
     write_metrics,
 )
@@ -41,7 +42,7 @@ from ewald_jax.train.prepare import TRAIN, VAL, Position, Run, set_up
 from ewald_jax.train.report import FitResult, report, summary
 from ewald_jax.train.settings import TrainConfig
 from ewald_jax.train.state import TrainState, count_parameters
-from ewald_jax.typing import PyTree
+from ewald_jax.typing import InputError, PyTree
 
 __all__ = ["FitResult", "TrainConfig", "fit"]
 
@@ -102,6 +103,7 @@ def fit(
     )
     board_dir = run.directory / TENSORBOARD if train.tensorboard else None
     with (
+        withdrawn_on_failure(run.directory),
         Interruptible() as stop,
         Display(progress, run.num_steps, console) as display,
         Board(board_dir, at.step) as board,
@@ -203,7 +205,13 @@ def _evaluate(run: Run, live: _Live, state: TrainState) -> TrainState:
         record |= {f"val_{k}": v for k, v in means(sums, run.loss).items()}
     record["seconds"] = live.meter.seconds
 
-    value = record[f"{VAL if VAL in run.loaders else TRAIN}_{train.monitor}"]
+    split = VAL if VAL in run.loaders else TRAIN
+    if f"{split}_{train.monitor}" not in record:
+        raise InputError(
+            f"train.monitor is {train.monitor!r}, which the structures of the split '{split}' "
+            "have no free atoms or cells for; expected another metric"
+        )
+    value = record[f"{split}_{train.monitor}"]
     value = -value if train.monitor in LARGER_IS_BETTER else value
     if run.optim.schedule == "plateau":
         at.plateau = update_plateau(at.plateau, value, run.optim)

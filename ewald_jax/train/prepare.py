@@ -25,6 +25,7 @@ from ewald_jax.train.directory import (
     check_same_run,
     make_directory,
     read_history,
+    withdrawn_on_failure,
 )
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.metrics import metric_names
@@ -215,8 +216,9 @@ def set_up(
         state, position = _restore(run, state)
         history = read_history(directory, position.records)
     state = replicate(state, mesh)
-    make_directory(directory, overwrite)
-    write_description(directory, written, statistics)
+    with withdrawn_on_failure(directory):
+        make_directory(directory, overwrite)
+        write_description(directory, written, statistics)
     return run, state, position, history
 
 
