@@ -1,6 +1,7 @@
 """The command line from end to end, and the one sentence that each bad input gets."""
 
 import errno
+import gzip
 import json
 import lzma
 import os
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 
 import ewald_jax
 from ewald_jax.cli import app
+from ewald_jax.cli.common import print_table
 from ewald_jax.graph import Budget
 from ewald_jax.train import checkpoint as train_checkpoint
 from ewald_jax.train import load_checkpoint, prepare
@@ -198,9 +200,120 @@ def test_predict_reads_what_ase_reads_as_text(workplace, tmp_path):
     crystal = ase.Atoms("N2", [[0, 0, 0], [0, 0, 1.1]], cell=[4, 4, 4], pbc=True)
     for name in ("a.cif", "POSCAR", "a.traj", "a.xyz"):
         ase.io.write(tmp_path / name, crystal)
-        output = tmp_path / f"{name}.out"
+        output = tmp_path / f"{name}.out.xyz"
         succeed("predict", workplace / "run", tmp_path / name, "-o", output)
         assert len(ase.io.read(output, ":", format="extxyz")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "opener"), [("o.extxyz.xz", lzma.open), ("o.xyz.gz", gzip.open)]
+)
+def test_predict_compresses_by_name(workplace, tmp_path, name, opener):
+    frames = ase.io.read(workplace / "all.extxyz", ":2")
+    source = write(tmp_path / "in.xyz", frames)
+    succeed("predict", workplace / "run", source, "-o", tmp_path / name)
+    with opener(tmp_path / name, "rt") as file:
+        assert len(ase.io.read(file, ":", format="extxyz")) == 2
+
+
+@pytest.mark.parametrize("name", ["o.traj", "o.db", "o.cif", "o.xyz.bz2", "o"])
+def test_predict_writes_extended_xyz_only(workplace, tmp_path, name):
+    arguments = (workplace / "run", workplace / "all.extxyz", "-o", tmp_path / name)
+    assert "would be extended xyz, expected a name with .xyz" in refuse(
+        "predict", *arguments
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_keeps_other_results(workplace, tmp_path):
+    atoms = ase.Atoms("N2", [[0, 0, 0], [0, 0, 1.1]])
+    atoms.set_initial_charges([0.25, -0.25])
+    results = {"energy": 7.0, "free_energy": 7.0, "energies": [3.0, 4.0]}
+    results |= {"charges": [0.5, -0.5], "dipole": [0.0, 0.0, 2.0]}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    source, output = write(tmp_path / "in.xyz", [atoms]), tmp_path / "out.xyz"
+    succeed("predict", workplace / "run", source, "-o", output)
+    written = ase.io.read(output)
+    assert set(written.calc.results) == {"energy", "forces", "charges", "dipole"}
+    assert written.get_potential_energy() != 7.0
+    np.testing.assert_allclose(written.get_charges(), [0.5, -0.5])
+    np.testing.assert_allclose(written.get_dipole_moment(), [0, 0, 2])
+    np.testing.assert_allclose(written.get_initial_charges(), [0.25, -0.25])
+
+
+def test_evaluate_takes_overrides_without_data(workplace):
+    arguments = ("evaluate", workplace / "run", "--json")
+    said = json.loads(succeed(*arguments, "data.limit_eval=2").stdout)
+    assert (said["split"], said["structures"]) == ("test", 2)
+    said = json.loads(succeed(*arguments, "data.test_size=6").stdout)
+    assert said["structures"] == 6
+    assert "expected data.key=value" in refuse(*arguments, "limit_eval=2")
+    two = (workplace / "toy.yaml", workplace / "all.extxyz")
+    assert "are both data, expected one" in refuse(*arguments, *two)
+
+
+def test_evaluate_warns_of_structures_of_the_training(workplace, tmp_path):
+    arguments = ("evaluate", workplace / "run", "--no-progress")
+    assert succeed(*arguments).stderr == ""
+    assert succeed(*arguments, "--split", "train").stderr == ""
+    other = succeed(*arguments, "data.split_seed=1")
+    assert re.fullmatch(
+        r"warning: the training data had \d of these 4 structures\n", other.stderr
+    )
+    whole = succeed(*arguments, workplace / "all.extxyz", "data.cache_dir=none")
+    assert "the training data had 16 of these 24 structures" in whole.stderr
+    files = tmp_path / "files.yaml"
+    files.write_text(f"data: {{train: {workplace / 'all.extxyz'}, cache_dir: none}}")
+    shared = succeed(*arguments, files, "--split", "val").stderr
+    assert "training used all.extxyz too, so structures may overlap" in shared
+    new = write(tmp_path / "new.extxyz", [labelled(atoms) for atoms in toy_atoms(3)])
+    assert succeed(*arguments, new, "data.cache_dir=none").stderr == ""
+
+
+def test_float64_in_every_verb(workplace, tmp_path, x64):
+    run_ = tmp_path / "run"
+    arguments = ("-o", run_, "--json", "train.max_steps=1", "loss.forces=l2")
+    trained = json.loads(succeed("train", workplace / "toy.yaml", *arguments).stdout)
+    said = json.loads(succeed("evaluate", run_, "--json").stdout)["metrics"]
+    for name, value in said.items():
+        assert value == pytest.approx(trained["metrics"]["test"][name], rel=1e-12)
+    source = workplace / "all.extxyz"
+    succeed("predict", run_, source, "-o", tmp_path / "out.xyz")
+    whole = ("evaluate", run_, source, "data.cache_dir=none", "--json")
+    said = json.loads(succeed(*whole).stdout)["metrics"]
+    errors = [
+        a.get_potential_energy() - b.get_potential_energy()
+        for a, b in zip(
+            ase.io.read(tmp_path / "out.xyz", ":"), ase.io.read(source, ":"), strict=True
+        )
+    ]
+    assert np.abs(errors).mean() == pytest.approx(said["energy_mae"], rel=1e-10)
+
+
+def test_tables_keep_their_words_in_a_pipe(capsys):
+    cell = "every word of a long sentence stays in a table that goes into a pipe " * 2
+    print_table("title", ("name", "what"), [("parameters", cell), ("x", "z" * 400)])
+    shown = capsys.readouterr().out
+    assert cell.strip() in shown and "…" not in shown
+    assert shown.count("z") == 400
+
+
+def test_inspect_lone_atoms(tmp_path):
+    frames = [ase.Atoms(name, info={"energy": 1.0}) for name in ("H", "He")]
+    path = write(tmp_path / "atoms.xyz", frames)
+    arguments = ("data", "inspect", path, "data.cache_dir=none")
+    ranges = json.loads(succeed(*arguments, "--json").stdout)["ranges"]
+    assert "shortest distance" not in ranges and ranges["energy"]["median"] == 1.0
+    assert "nan" not in succeed(*arguments).stdout
+
+
+def test_inspect_without_labels(workplace, tmp_path):
+    plain = write(tmp_path / "plain.xyz", [atoms.copy() for atoms in toy_atoms(3)])
+    result = succeed("data", "inspect", plain, "data.cache_dir=none")
+    assert "no labels" in result.stdout
+    assert "no labels: " in result.stderr and "nothing else that could be" in result.stderr
+    arguments = ("data", "inspect", plain, "data.cache_dir=none", "data.energy_key=E0")
+    assert "has no energy under the key 'E0'" in refuse(*arguments)
 
 
 def test_inspect(workplace, tmp_path):
@@ -358,7 +471,8 @@ def test_a_missing_energy_key_is_answered_with_the_keys_there_are(workplace, tmp
         ("data.split=far", "data.split is 'far', expected 'random' or 'key'"),
         ("data.limit=-1", "must be 0 or more"),
         ("data.labels=[charge]", "data.labels has 'charge', expected some of energy"),
-        ("data.energy_unit=parsec", "unknown unit 'parsec'"),
+        ("data.energy_unit=parsec", "unknown unit of energy 'parsec'"),
+        ("data=[]", "data has no source"),
         ("data.paht=x", "did you mean 'data.path'?"),
         ("data.name=dimers", "data.name and data.path are both set"),
         ("loss.stress=mae", "the loss needs stress"),
@@ -443,7 +557,8 @@ def no_space(*args, **kwargs):
 def test_a_full_disk_while_predicting(workplace, tmp_path, monkeypatch):
     monkeypatch.setattr(ase.io, "write", no_space)
     arguments = (workplace / "run", workplace / "all.extxyz", "-o", tmp_path / "out.extxyz")
-    assert "No space left on device" in refuse("predict", *arguments)
+    error = refuse("predict", *arguments)
+    assert f"{tmp_path / 'out.extxyz'}: No space left on device" in error
     assert list(tmp_path.iterdir()) == []
 
 

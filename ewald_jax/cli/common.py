@@ -82,12 +82,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     table = Table(title=title or None, title_justify="left")
     for number, column in enumerate(columns):
         numeric = bool(rows) and all(_is_number(row[number]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
+        justify = "right" if numeric else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_text(entry) for entry in row))
-    # Piped output has no width of its own, and 80 columns would fold the numbers.
     console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+    if not console.is_terminal:
+        # Piped output has no width of its own, and 80 columns would fold the numbers.
+        console = Console(width=200)
+    console.print(table)
 
 
 def print_metrics(title: str, metrics: Mapping[str, float]) -> None:

@@ -40,15 +40,24 @@ def inspect_data(
 ) -> None:
     """Count structures, sizes, elements and neighbors; label ranges; suspicious frames."""
     from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.labels import LabelMissingError
 
     config = data_config(source, overrides or ())
-    dataset = load_dataset(config, cutoff, progress=progress)
+    try:
+        dataset = load_dataset(config, cutoff, progress=progress)
+    except LabelMissingError as error:
+        # A user who names labels or their key expects them to be there.
+        if config.labels or config.energy_key != "energy":
+            raise
+        note(f"no labels: {error}")
+        dataset = load_dataset(config, cutoff, progress=progress, labelled=False)
     summary = summarise(dataset, config, cutoff)
     if as_json:
         print_json(summary)
         return
     facts = ("structures", "boundaries", "labels", "splits")
-    print_table("", ("", source), [(key, _line(summary[key])) for key in facts])
+    lines = [(key, _line(summary[key]) or f"no {key}") for key in facts]
+    print_table("", ("", source), lines)
     print_table("", ("element", "structures", "atoms"), summary["elements"])
     ranges = [(name, *values.values()) for name, values in summary["ranges"].items()]
     print_table("", ("", "smallest", "median", "largest", "unit"), ranges)
@@ -128,7 +137,7 @@ def summarise(dataset, config, cutoff: float) -> dict[str, Any]:
         "labels": list(dataset.labels),
         "splits": _split_sizes(dataset, config),
         "elements": [[name, structures[name], n] for name, n in atoms.most_common()],
-        "ranges": ranges,
+        "ranges": {name: values for name, values in ranges.items() if values},
         "suspicious": sorted(suspicious, key=lambda entry: entry["structure"]),
     }
 
@@ -186,7 +195,11 @@ def _symbol(number: int) -> str:
 
 
 def _range(values, unit: str) -> dict[str, Any]:
+    """Of the finite values; empty if there are none, as of distances of lone atoms."""
     values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return {}
     smallest, median, largest = np.quantile(values, [0, 0.5, 1])
     return {
         "smallest": float(smallest),

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
+import jax
+import numpy as np
 import typer
 
 from ewald_jax.cli.common import (
@@ -11,11 +13,20 @@ from ewald_jax.cli.common import (
     Progress,
     Which,
     command,
+    note,
     print_json,
     print_metrics,
     progress_bar,
+    split_arguments,
 )
-from ewald_jax.cli.sources import SOURCE_HELP, checkpoint_data, data_config, structures_of
+from ewald_jax.cli.sources import (
+    SOURCE_HELP,
+    check_known,
+    checkpoint_data,
+    data_config,
+    shared_with_training,
+    structures_of,
+)
 from ewald_jax.typing import InputError
 
 
@@ -23,12 +34,12 @@ from ewald_jax.typing import InputError
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
     data: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[DATA]", help=f"{SOURCE_HELP} Default: the training's own."
+            metavar="[DATA] [KEY=VALUE]...",
+            help=f"{SOURCE_HELP} Default: the training's own.",
         ),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     split: Annotated[
         str, typer.Option(help="train, val, test, ..., or all; a file of its own is all.")
     ] = "",
@@ -46,15 +57,27 @@ def evaluate(
     from ewald_jax.train.checkpoint import load_checkpoint
     from ewald_jax.train.evaluate import evaluate as measure
 
+    sources, overrides = split_arguments(data or ())
+    if len(sources) > 1:
+        raise InputError(f"{sources[0]} and {sources[1]} are both data, expected one")
     model, params, saved, statistics = load_checkpoint(checkpoint, which)
-    if data is None:
-        config, name = checkpoint_data(saved, checkpoint), f"the data of {checkpoint}"
+    if sources:
+        name = str(sources[0])
+        config = data_config(name, overrides)
+        split = split or ("all" if name == config.path else "test")
     else:
-        config, name = data_config(data, overrides or ()), data
-    split = split or ("all" if data == config.path else "test")
+        name = f"the data of {checkpoint}"
+        config = checkpoint_data(saved, checkpoint, overrides)
+        split = split or "test"
     dataset = load_dataset(config, model.cutoff, model.max_neighbors, progress)
     indices = structures_of(dataset, config, split)
-    check_known(model, statistics, dataset, indices)
+    if split != "train" and (
+        warning := shared_with_training(saved, config, dataset, indices)
+    ):
+        note(warning)
+    for index in indices:
+        pbc = dataset[index].graph.globals["pbc"][0]
+        check_known(model, statistics, dataset.species(index), pbc, dataset.where(index))
     with progress_bar("evaluating", progress) as advance:
         metrics = measure(
             model,
@@ -63,6 +86,7 @@ def evaluate(
             indices,
             statistics=statistics,
             batch_size=batch_size,
+            dtype=jax.dtypes.canonicalize_dtype(np.float64),
             on_batch=advance,
         )
     if as_json:
@@ -77,22 +101,3 @@ def evaluate(
         )
         return
     print_metrics(f"{checkpoint} on {name}, {split}: {len(indices)} structures", metrics)
-
-
-def check_known(model, statistics, dataset, indices) -> None:
-    """Refuses structures that the model was not made or not trained for."""
-    from ase.data import chemical_symbols
-
-    from ewald_jax.models import check_structure
-
-    for index in indices:
-        species = dataset.species(index)
-        try:
-            check_structure(model, species, dataset[index].graph.globals["pbc"][0])
-        except InputError as error:
-            raise InputError(f"{dataset.where(index)} {error}") from None
-        if unseen := statistics.unseen(species):
-            raise InputError(
-                f"{dataset.where(index)} has the element {chemical_symbols[unseen[0]]}, which "
-                "the training data did not have"
-            )

@@ -1,4 +1,4 @@
-"""`ewald-jax predict`: energies, forces and stress of structures in any file ASE reads."""
+"""`ewald-jax predict`: energies, forces and stress of structures, into a file."""
 
 import itertools
 import math
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import ase
+import jax
 import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ewald_jax.cli.common import (
@@ -24,6 +24,8 @@ from ewald_jax.cli.common import (
     print_json,
     progress_bar,
 )
+from ewald_jax.cli.sources import check_known
+from ewald_jax.data.ase_files import ASE_READERS, COMPRESSED, Reader, iterate
 from ewald_jax.typing import InputError
 
 # Text formats beside those of `data.ase_files`. Not every format of ASE: some of its readers
@@ -40,12 +42,21 @@ MORE_FORMATS = (
     "aims",
 )
 
+# What depends on the energy: a file must not mix two methods.
+REPLACED = ("energy", "free_energy", "energies", "forces", "stress", "stresses", "virial")
+
 
 @command
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
-    structures: Annotated[Path, typer.Argument(help="A file of structures.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Extended xyz to write.")],
+    structures: Annotated[
+        Path,
+        typer.Argument(help=f"Extended xyz, .traj, .db, or {', '.join(MORE_FORMATS)}."),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Extended xyz to write, .xz and .gz compress."),
+    ],
     stress: Annotated[bool, typer.Option("--stress", help="Also predict stress.")] = False,
     forces: Annotated[bool, typer.Option(help="Predict forces.")] = True,
     which: Which = "best",
@@ -56,9 +67,13 @@ def predict(
 ) -> None:
     """Predict energies, forces and stress, and write them into an extended xyz file.
 
-    Units are eV, eV/Å and eV/Å^3. Labels in the file are replaced, everything else is kept.
+    Units are eV, eV/Å and eV/Å^3. Energies, forces and stresses that the file had are left
+    out, everything else is kept that extended xyz can hold, charges and dipoles among it.
     Nothing is written unless every structure has been predicted.
     """
+    if not output.name.lower().endswith(ASE_READERS["extxyz"].suffixes):
+        known = ", ".join(ASE_READERS["extxyz"].suffixes)
+        raise InputError(f"{output} would be extended xyz, expected a name with {known}")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists; use --overwrite to replace it")
     if not output.parent.is_dir():
@@ -76,8 +91,15 @@ def predict(
     # A name of this process: two runs at once must not write into one file.
     temporary = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
-        count = _write(temporary, predicted, progress)
+        opener = COMPRESSED.get(output.suffix.lower(), open)
+        count = _write(temporary, opener, predicted, progress)
         os.replace(temporary, output)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise InputError(
+            f"{output}: {os.strerror(error.errno)}, nothing written"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     if as_json:
@@ -94,8 +116,6 @@ def read_frames(path: Path) -> Iterator[ase.Atoms]:
     """
     from ase.io import iread
     from ase.io.formats import UnknownFileTypeError, filetype
-
-    from ewald_jax.data.ase_files import ASE_READERS, Reader, iterate
 
     name = path.name.lower()
     for reader in ASE_READERS.values():
@@ -145,18 +165,13 @@ def _predictions(
 def _graph(model, statistics, atoms: ase.Atoms, where: str):
     """The graph of a structure that the model was trained for."""
     from ewald_jax.graph import graph_from_atoms
-    from ewald_jax.models import check_structure
 
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
     try:
-        graph = graph_from_atoms(atoms, model.cutoff, model.max_neighbors)
-        check_structure(model, atoms.numbers, atoms.pbc)
+        graph = graph_from_atoms(atoms, model.cutoff, model.max_neighbors, dtype)
     except InputError as error:
         raise InputError(f"{where} {error}") from None
-    if unseen := statistics.unseen(atoms.numbers):
-        raise InputError(
-            f"{where} has the element {chemical_symbols[unseen[0]]}, which the training data "
-            "did not have"
-        )
+    check_known(model, statistics, atoms.numbers, atoms.pbc, where)
     return graph
 
 
@@ -174,11 +189,12 @@ def _budget(graphs, batch_size: int):
     )
 
 
-def _write(path: Path, structures: Iterator[ase.Atoms], progress: bool) -> int:
+def _write(path: Path, opener, structures: Iterator[ase.Atoms], progress: bool) -> int:
     from ase.io import write
 
     count = 0
-    with progress_bar("structures", progress) as advance, open(path, "w") as file:
+    shown = progress_bar("structures", progress)
+    with shown as advance, opener(path, "wt", encoding="utf-8") as file:
         for count, atoms in enumerate(structures, 1):
             write(file, atoms, format="extxyz")
             advance(count, None)
@@ -187,10 +203,14 @@ def _write(path: Path, structures: Iterator[ase.Atoms], progress: bool) -> int:
 
 def _labelled(atoms: ase.Atoms, results: dict) -> ase.Atoms:
     out = atoms.copy()
-    for key in ("energy", "free_energy", "forces", "stress", "virial"):
+    for key in REPLACED:
         out.info.pop(key, None)
         out.arrays.pop(key, None)
     out.calc = SinglePointCalculator(out, **results)
+    for key, value in (atoms.calc.results if atoms.calc is not None else {}).items():
+        # ASE refuses to write a result that is also a column or a key of the comment.
+        if not (key in REPLACED or key in out.info or key in out.arrays):
+            out.calc.results[key] = value
     return out
 
 

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
+from ase.data import chemical_symbols
 
 from ewald_jax.config import load_section
-from ewald_jax.data.base import DataConfig, GraphDataset
+from ewald_jax.data.base import DataConfig, GraphDataset, source_files
 from ewald_jax.data.samples import SAMPLES
 from ewald_jax.data.splits import split_dataset
+from ewald_jax.data.statistics import Statistics
+from ewald_jax.models import check_structure
 from ewald_jax.typing import InputError
 
 SOURCE_HELP = "A data config (.yaml), a file of structures, or the name of a sample set."
@@ -26,25 +30,100 @@ def data_config(source: str, overrides: Sequence[str] = ()) -> DataConfig:
     Raises:
         InputError: If the config or an override is wrong.
     """
+    _check_overrides(overrides)
     if source.endswith((".yaml", ".yml")):
         return load_section(source, "data", overrides)
     kind = "name" if source in SAMPLES and not Path(source).exists() else "path"
     return load_section({kind: source}, "data", overrides)
 
 
-def checkpoint_data(saved: Mapping[str, Any], directory: Path) -> DataConfig:
+def checkpoint_data(
+    saved: Mapping[str, Any], directory: Path, overrides: Sequence[str] = ()
+) -> DataConfig:
     """The data config that a checkpoint was trained with.
 
     Args:
         saved: The config of the checkpoint, plain values.
         directory: Of the checkpoint, for messages.
+        overrides: `data.key=value` strings.
 
     Raises:
-        InputError: If it has none, as checkpoints made by other programs do.
+        InputError: If it has none, as checkpoints made by other programs do, or an override
+            is wrong.
     """
+    _check_overrides(overrides)
     if not saved.get("data"):
         raise InputError(f"{directory}: says not which data it was trained on; name them")
-    return load_section(saved["data"], "data")
+    return load_section(saved["data"], "data", overrides)
+
+
+def shared_with_training(
+    saved: Mapping[str, Any], config: DataConfig, dataset: GraphDataset, indices: np.ndarray
+) -> str:
+    """A warning if a checkpoint was trained on structures that it is evaluated on.
+
+    Args:
+        saved: The config of the checkpoint, plain values.
+        config: The data it is evaluated on.
+        dataset: The same, loaded.
+        indices: Structures of the evaluation.
+
+    Returns:
+        The warning, "" if nothing is known to be shared.
+    """
+    try:
+        trained = load_section(saved.get("data") or {}, "data")
+        before = [(role, path.resolve()) for role, path in source_files(trained)]
+        now = [(role, path.resolve()) for role, path in source_files(config)]
+        if before == now:
+            known = split_dataset(trained, dataset)["train"]
+            count = len(np.intersect1d(known, indices))
+            total = f"{count} of these {len(indices)} structures"
+            return f"warning: the training data had {total}" if count else ""
+    except InputError:  # the data of the training have gone, or changed
+        return ""
+    fitted = {path for role, path in before if role in ("", "train")}
+    roles = set(dataset.roles[indices])
+    shared = sorted(p.name for role, p in now if role in roles and p in fitted)
+    if not shared:
+        return ""
+    return f"warning: training used {shared[0]} too, so structures may overlap"
+
+
+def check_known(
+    model: nn.Module,
+    statistics: Statistics,
+    species: np.ndarray,
+    pbc: np.ndarray,
+    where: str,
+) -> None:
+    """Refuses a structure that the model was not made or not trained for.
+
+    Args:
+        model: The network.
+        statistics: Of its training data.
+        species: [n] atomic numbers.
+        pbc: [3] bool.
+        where: What to call the structure in a message.
+
+    Raises:
+        InputError: If it is one.
+    """
+    try:
+        check_structure(model, species, pbc)
+    except InputError as error:
+        raise InputError(f"{where} {error}") from None
+    if unseen := statistics.unseen(species):
+        raise InputError(
+            f"{where} has the element {chemical_symbols[unseen[0]]}, which the training data "
+            "did not have"
+        )
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if override.partition("=")[0].partition(".")[0] != "data":
+            raise InputError(f"override {override!r}: expected data.key=value")
 
 
 def structures_of(dataset: GraphDataset, config: DataConfig, split: str) -> np.ndarray:
