@@ -128,14 +128,15 @@ def interleaved(calls: tuple[Callable[[], Any], ...], repeats: int) -> np.ndarra
 def resident_peak_mb(call: Callable[[], Any]) -> float | None:
     """Peak resident memory of the process during a call, above that before it, MB.
 
-    Linux only: the kernel's high-water mark is reset before the call. None elsewhere.
+    Linux only: the kernel's high-water mark is reset before the call. None elsewhere. Memory
+    that the process has kept from before counts as nothing.
     """
     status = Path("/proc/self/status")
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_kb(status, "VmRSS")
         jax.block_until_ready(call())
-        return (_status_kb(status, "VmHWM") - before) / 1e3
+        return max(_status_kb(status, "VmHWM") - before, 0) / 1e3
     except (OSError, LookupError):
         return None
 
