@@ -345,17 +345,19 @@ def test_batch_is_its_structures(case):
         assert not alone.stress.any()
 
 
+def roomy(graphs):
+    """Several padding graphs, more nodes, edges and slots than `single_budget` leaves."""
+    fits = single_budget(graphs)
+    return Budget(fits.n_node + 21, fits.n_edge + 64, fits.n_graph + 3, 13)
+
+
 @every_case
 def test_amount_of_padding_is_irrelevant(case, monkeypatch):
-    """Several padding graphs, more nodes, edges and slots: the last batch of an epoch."""
+    """As in the last batch of an epoch."""
     result, at = survey(case)
     name, scheme, boundary = case
     structures = structures_of(boundary)
     keys = ["atom", "outside", "apart"]
-
-    def roomy(graphs):
-        fits = single_budget(graphs)
-        return Budget(fits.n_node + 21, fits.n_edge + 64, fits.n_graph + 3, 13)
 
     monkeypatch.setattr("ewald_jax.models.inputs.single_budget", roomy)
     padded = evaluate(name, scheme, [structures[key] for key in keys])
@@ -418,13 +420,14 @@ def test_one_trace_in_a_loop_of_ones_own(case):
 
 
 @every_case
-def test_force_loss_has_finite_derivatives(case, debug_nans):
+def test_force_loss_has_finite_derivatives(case, debug_nans, monkeypatch):
     """Second derivatives on a padded batch with one atom, isolated atoms, a linear molecule."""
     name, scheme, boundary = case
     model, params = tiny(name, scheme)
     structures = structures_of(boundary)
     linear = boxed(ase.Atoms("OCO", [[0, 0, -1.16], [0, 0, 0], [0, 0, 1.16]]), boundary)
     chosen = [structures["inside"], structures["atom"], structures["apart"], linear]
+    monkeypatch.setattr("ewald_jax.models.inputs.single_budget", roomy)
     batch = ewald_jax.batch_from_atoms(chosen, model)
 
     @jax.jit

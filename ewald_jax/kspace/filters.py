@@ -113,11 +113,11 @@ def coulomb_filter(
 
     Args:
         kvecs: Half of the reciprocal lattice, without the origin, 1/Å.
-        volume: Of the cell, Å^3, positive.
+        volume: Of the cell, Å^3; the sign (that of a left-handed cell) does not matter.
         alpha: Ewald splitting parameter, 1/Å.
 
     Returns:
         Filter values in units of 1/Å (times e^2/(4 pi eps_0) for an energy).
     """
     square = jnp.sum(kvecs**2, axis=-1)
-    return 8 * jnp.pi / volume * jnp.exp(-square / (4 * alpha**2)) / square
+    return 8 * jnp.pi / jnp.abs(volume) * jnp.exp(-square / (4 * alpha**2)) / square

@@ -83,10 +83,12 @@ def structure_factor_from_phases(
 def message_from_phases(
     h: Float[Array, "nodes feat"],
     phases: Float[Array, "nodes two_kvecs"],
-    filter: Float[Array, "kvecs feat"],
+    filter: Float[Array, "kvecs ..."],
     prefactor: float = 1.0,
 ) -> Float[Array, "nodes feat"]:
     """M = c P ([phi, phi] P^T h)."""
+    if filter.ndim == 1:  # or it would broadcast along the channels where the sizes agree
+        filter = filter[:, None]
     sf = structure_factor_from_phases(h, phases)
     return phases @ (jnp.concatenate([filter, filter]) * (prefactor * sf))
 
@@ -117,7 +119,7 @@ def ewald_message(
     h: Float[Array, "nodes feat"],
     positions: Float[Array, "nodes 3"],
     kvecs: Float[Array, "kvecs 3"],
-    filter: Float[Array, "kvecs feat"],
+    filter: Float[Array, "kvecs ..."],
     damping: Float[Array, "nodes ..."] | None = None,
     prefactor: float = 1.0,
 ) -> Float[Array, "nodes feat"]:
@@ -127,7 +129,7 @@ def ewald_message(
         h: Node features; zero rows for masked nodes.
         positions: Å.
         kvecs: Half of the wave vectors, 1/Å.
-        filter: phi(k) per channel; [kvecs, 1] for one filter for all channels.
+        filter: phi(k) per channel, [kvecs, feat]; [kvecs] for one filter for all channels.
         damping: Weight of each node, [nodes] or [nodes, kvecs]; None is 1.
         prefactor: c.
 
