@@ -132,7 +132,7 @@ def load_section(
     if name not in values:
         raise InputError(f"{source}: has no section '{name}'")
     sources = sources.knowing({name: SECTIONS[name]})
-    return construct(SECTIONS[name], values[name] or {}, name, sources)
+    return construct(SECTIONS[name], _or_empty(values[name]), name, sources)
 
 
 def _merge(parts: list[tuple[str, DictConfig]]) -> tuple[dict[str, Any], Sources]:
@@ -178,7 +178,7 @@ def _from_values(values: Mapping[str, Any], sources: Sources) -> Config:
     settings = {key: value for key, value in model.items() if key != "name"}
     module = construct(schema["model"], settings, "model", sources)
     sections = {
-        key: construct(section, values.get(key) or {}, key, sources)
+        key: construct(section, _or_empty(values.get(key)), key, sources)
         for key, section in SECTIONS.items()
     }
     return Config(model=module, **sections)
@@ -256,3 +256,8 @@ def _read_overrides(overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
         except (yaml.YAMLError, OmegaConfBaseException):
             raise InputError(f"override {item!r}: the value is not valid YAML") from None
     return parts
+
+
+def _or_empty(section: Any) -> Any:
+    """A section that is not there, or has nothing in it, is all defaults."""
+    return {} if section is None else section

@@ -472,7 +472,7 @@ def test_a_missing_energy_key_is_answered_with_the_keys_there_are(workplace, tmp
         ("data.limit=-1", "must be 0 or more"),
         ("data.labels=[charge]", "data.labels has 'charge', expected some of energy"),
         ("data.energy_unit=parsec", "unknown unit of energy 'parsec'"),
-        ("data=[]", "data has no source"),
+        ("data=[]", "expected a mapping of keys"),
         ("data.paht=x", "did you mean 'data.path'?"),
         ("data.name=dimers", "data.name and data.path are both set"),
         ("loss.stress=mae", "the loss needs stress"),

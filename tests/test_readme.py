@@ -1,0 +1,72 @@
+"""Every command and every line of Python in the README runs as written there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.build
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.configs
+
+# Two steps, with enough structures that every element is among them.
+SHORT = "data.limit=500 data.limit_eval=4 train.max_steps=2 train.batch_size=4"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder that looks like a checkout, with the user's structures in it."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "experiments").symlink_to(REPOSITORY / "experiments")
+    ase.build.molecule("CH3CH2OH").write(folder / "structures.xyz", format="extxyz")
+    return folder
+
+
+def blocks(language: str, heading: str) -> str:
+    """The code of a section of the README."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", section, re.S))
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_commands_then_python(workplace):
+    shell = blocks("bash", "Train, evaluate, predict")
+    assert shell.count("ewald-jax ") == 5
+    shell = re.sub(r"(ewald-jax train [^\n]*)", rf"\1 {SHORT}", shell)
+    shell = shell.replace("benchmark kspace", "benchmark kspace --nodes 50 --repeats 1")
+    run(["bash", "-euo", "pipefail", "-c", shell], workplace)
+    assert (workplace / "predicted.extxyz").exists()
+
+    program = blocks("python", "Train, evaluate, predict")
+    # Elements and boundaries as in the training data, so nothing is refused.
+    checked = f"{program}\nassert forces.shape[-1] == 3 and stress.shape[1:] == (3, 3)\n"
+    run([sys.executable, "-c", checked], workplace)
+
+
+def test_three_lines_in_a_network_of_ones_own(workplace):
+    program = blocks("python", "Three lines in your own network") + (
+        "\nimport ase.build"
+        "\nimport ewald_jax"
+        "\nlike = ewald_jax.build_model('schnet', ewald=config)"
+        "\nbatch = ewald_jax.batch_from_atoms([ase.build.molecule('CH3CH2OH')], like)"
+        "\nkspace = kspace_geometry(config, batch)"
+        "\nenergies, _ = MyNetwork().init_with_output(jax.random.key(0), batch, kspace)"
+        "\nassert energies.shape == batch.graph.nodes['species'].shape"
+    )
+    run([sys.executable, "-c", program], workplace)
