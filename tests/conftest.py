@@ -6,6 +6,7 @@ host devices so that data parallelism is tested without an accelerator. Warnings
 """
 
 import os
+import signal
 from pathlib import Path
 
 import ase
@@ -25,6 +26,10 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, max_examples=25
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+# Shells start background jobs with Ctrl-C ignored, and children inherit it: the tests that
+# interrupt trainings would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
