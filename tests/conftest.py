@@ -109,3 +109,11 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist (set EWALD_JAX_DATA)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with structures, a config, and a checkpoint that the command line trained."""
+    from commands import make_workplace
+
+    return make_workplace(tmp_path_factory.mktemp("cli"))

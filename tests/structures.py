@@ -87,3 +87,11 @@ def random_cell(rng, size=4.0, skew=0.6):
 def heights(cell):
     """Distances between opposite faces."""
     return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
+
+
+def as_dict(edges, positions, cell):
+    keys = np.column_stack([edges.senders, edges.receivers, edges.shifts]).tolist()
+    vectors = positions[edges.senders] + edges.shifts @ cell - positions[edges.receivers]
+    assert len({tuple(key) for key in keys}) == len(keys)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), edges.distances, atol=1e-9)
+    return {tuple(key): vector for key, vector in zip(keys, vectors, strict=True)}
