@@ -10,9 +10,10 @@ from conftest import REPOSITORY
 from ewald_jax.typing import InputError
 
 TINY = (
-    "data.limit=6",
+    # Enough for every element to be among them.
+    "data.limit=500",
     "data.limit_eval=4",
-    "train.epochs=1",
+    "train.max_steps=2",
     "train.batch_size=3",
     "model.hidden_channels=8",
     "model.num_filters=8",
