@@ -32,7 +32,7 @@ test: venv-dev
 	$(BIN)/python -m pytest $(ARGS)
 
 configs: venv-dev
-	$(MAKE) test ARGS="-m configs -n 2 $(ARGS)"
+	$(MAKE) test ARGS="-m configs $(ARGS)"
 
 lint: venv-dev
 	$(BIN)/ruff check .
