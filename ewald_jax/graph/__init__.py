@@ -6,18 +6,34 @@ from ewald_jax.graph.batching import (
     choose_budget,
     single_budget,
 )
-from ewald_jax.graph.build import check_atoms, graph_from_atoms
+from ewald_jax.graph.build import check_atoms, graph_from_atoms, structure_from_atoms
 from ewald_jax.graph.neighbors import neighbor_list
-from ewald_jax.graph.schema import Batch, Budget
+from ewald_jax.graph.schema import (
+    Batch,
+    Budget,
+    Edges,
+    Neighborhood,
+    Sizes,
+    Structure,
+    Triplets,
+)
+from ewald_jax.graph.triplets import build_triplets
 
 __all__ = [
     "Batch",
     "Budget",
+    "Edges",
+    "Neighborhood",
+    "Sizes",
+    "Structure",
+    "Triplets",
     "batch_graphs",
     "budgets_from_sizes",
+    "build_triplets",
     "check_atoms",
     "choose_budget",
     "graph_from_atoms",
     "neighbor_list",
     "single_budget",
+    "structure_from_atoms",
 ]

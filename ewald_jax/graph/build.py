@@ -6,8 +6,18 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 
-from ewald_jax.graph.neighbors import Neighbors, neighbor_list
-from ewald_jax.graph.schema import CELL, MAX_ATOMIC_NUMBER, PBC, POSITIONS, SHIFTS, SPECIES
+from ewald_jax.graph.neighbors import Neighbors, neighbor_list, symmetrised
+from ewald_jax.graph.schema import (
+    CELL,
+    MAX_ATOMIC_NUMBER,
+    PBC,
+    POSITIONS,
+    SHIFTS,
+    SPECIES,
+    Edges,
+    Neighborhood,
+    Structure,
+)
 from ewald_jax.typing import InputError
 
 MIN_DISTANCE = 0.3
@@ -17,11 +27,49 @@ MIN_CELL_HEIGHT = 1e-3
 """Å. A periodic cell with less height along one axis counts as singular."""
 
 
+def structure_from_atoms(
+    atoms: ase.Atoms,
+    neighborhood: Neighborhood,
+    dtype: np.dtype | type = np.float32,
+) -> Structure:
+    """Builds the graph of one structure and whatever else a model needs of it.
+
+    Args:
+        atoms: The structure; any `pbc`, any cell shape, atoms anywhere.
+        neighborhood: Which edges.
+        dtype: Of positions and cell.
+
+    Returns:
+        The graph, numpy arrays, without padding, and the far edges.
+
+    Raises:
+        InputError: As `graph_from_atoms`.
+    """
+    graph = graph_from_atoms(
+        atoms,
+        neighborhood.cutoff,
+        neighborhood.max_neighbors,
+        dtype,
+        neighborhood.symmetric,
+    )
+    if neighborhood.far_cutoff is None:
+        return Structure(graph)
+    far = neighbor_list(
+        atoms.positions,
+        completed_cell(atoms),
+        atoms.pbc,
+        neighborhood.far_cutoff,
+        neighborhood.far_max_neighbors,
+    )
+    return Structure(graph, Edges(far.senders, far.receivers, far.shifts))
+
+
 def graph_from_atoms(
     atoms: ase.Atoms,
     cutoff: float,
     max_neighbors: int | None = None,
     dtype: np.dtype | type = np.float32,
+    symmetric: bool = False,
 ) -> jraph.GraphsTuple:
     """Builds the graph of one structure (see `graph.schema` for all arrays).
 
@@ -30,6 +78,7 @@ def graph_from_atoms(
         cutoff: Distance cutoff of the edges, Å.
         max_neighbors: Nearest neighbors kept for each atom, None for all.
         dtype: Of positions and cell.
+        symmetric: Keep every pair in both directions or not at all.
 
     Returns:
         One graph, numpy arrays, without padding.
@@ -42,6 +91,8 @@ def graph_from_atoms(
     cell = completed_cell(atoms)
     neighbors = neighbor_list(atoms.positions, cell, atoms.pbc, cutoff, max_neighbors)
     check_distances(atoms, neighbors)
+    if symmetric and max_neighbors is not None:
+        neighbors = symmetrised(neighbors)
     return jraph.GraphsTuple(
         nodes={
             POSITIONS: atoms.positions.astype(dtype),

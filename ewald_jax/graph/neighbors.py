@@ -91,3 +91,32 @@ def nearest(
     first = np.searchsorted(sorted_receivers, sorted_receivers, side="left")
     rank = np.arange(len(order)) - first
     return np.sort(order[rank < max_neighbors])
+
+
+def symmetrised(neighbors: Neighbors) -> Neighbors:
+    """Every pair in both directions, or not at all.
+
+    After `max_neighbors` has cut, some pairs are left in one direction only. As in the Open
+    Catalyst Project's GemNet and PaiNN, one direction decides: that from the atom of lower
+    index (from the earlier lattice translation, for an atom and its own image). Nothing
+    changes where nothing was cut.
+
+    Args:
+        neighbors: Directed pairs.
+
+    Returns:
+        Pairs in the same order, by receiver, sender and shift.
+    """
+    i, j, shift, distance = (
+        neighbors.receivers,
+        neighbors.senders,
+        neighbors.shifts,
+        neighbors.distances,
+    )
+    first = np.take_along_axis(shift, np.argmax(shift != 0, axis=1)[:, None], axis=1)[:, 0]
+    keep = (j < i) | ((j == i) & (first < 0))
+    i, j = np.concatenate([i[keep], j[keep]]), np.concatenate([j[keep], i[keep]])
+    shift = np.concatenate([shift[keep], -shift[keep]])
+    distance = np.concatenate([distance[keep], distance[keep]])
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+    return Neighbors(j[order], i[order], shift[order], distance[order])

@@ -29,6 +29,11 @@ sums: the node in each slot, or ``nodes`` (one past the end) for an empty slot. 
 carries the static sizes. ``rows`` leaves out the last graph of a padded batch, which is
 always padding.
 
+``Batch.triplets``, for models with angles, lists the edges that meet at each node; each pair of
+them is a triplet of atoms. ``Batch.far_edges``, for models with the atom-to-atom block, is a
+second set of edges on the same nodes with a larger cutoff. Both are absent (None) for models
+that need neither; see `Triplets` and `Edges` for shapes and padding.
+
 ``Batch.targets`` holds labels beside the graph, where no model sees them:
 
 =========== =================== ========================================= =======
@@ -43,11 +48,13 @@ key         shape               meaning, unit                             paddin
 A label that the data do not have is an absent key, never a NaN.
 """
 
-from typing import Any, Final, NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import jraph
 
-from ewald_jax.typing import Array
+from ewald_jax.typing import Array, InputError
 
 POSITIONS: Final = "positions"
 SPECIES: Final = "species"
@@ -69,6 +76,90 @@ NODE_TARGETS: Final = (FORCES, FREE)
 """Targets with one value per atom."""
 
 
+@dataclass(frozen=True)
+class Neighborhood:
+    """Which edges a model needs between the atoms of a structure.
+
+    Attributes:
+        cutoff: Distance cutoff of the edges, Å.
+        max_neighbors: Nearest senders kept for each receiver, None for all.
+        symmetric: Keep every pair in both directions, or not at all, although
+            `max_neighbors` cuts (see `neighbors.symmetrised`).
+        triplets: Also list the edges that meet at each node.
+        far_cutoff: Cutoff of the second set of edges, Å; None for no such set.
+        far_max_neighbors: Nearest senders kept in it, None for all.
+    """
+
+    cutoff: float
+    max_neighbors: int | None = None
+    symmetric: bool = False
+    triplets: bool = False
+    far_cutoff: float | None = None
+    far_max_neighbors: int | None = None
+
+    def __post_init__(self):
+        """Checks the numbers.
+
+        Raises:
+            InputError: If a cutoff or a number of neighbors is not positive and finite.
+        """
+        for cutoff in (self.cutoff, self.far_cutoff):
+            if cutoff is not None and not (cutoff > 0 and math.isfinite(cutoff)):
+                raise InputError(
+                    f"the distance cutoff must be finite and larger than 0 Å, not {cutoff}"
+                )
+        for count in (self.max_neighbors, self.far_max_neighbors):
+            if count is not None and count < 1:
+                raise InputError(f"max_neighbors must be at least 1 or None, not {count}")
+
+
+class Edges(NamedTuple):
+    """A second set of edges on the nodes of a graph.
+
+    Attributes:
+        senders: [far_edges] int32; the first padding node for padding.
+        receivers: [far_edges] int32, ascending; the first padding node for padding.
+        shifts: [far_edges, 3] int32 lattice translation of the sender; 0 for padding.
+    """
+
+    senders: Array
+    receivers: Array
+    shifts: Array
+
+
+class Triplets(NamedTuple):
+    """The edges that meet at each node, in slots: dense, so that sums over them are products.
+
+    Edges k -> j and j -> i are a triplet with j in the middle, as are two edges into j. Slots
+    and edges of padding are empty: they hold one past the last index.
+
+    Attributes:
+        in_edges: [nodes, in_slots] int32 edges that end at each node.
+        out_edges: [nodes, out_slots] int32 edges that start at each node.
+        in_slot: [edges] int32 where an edge stands in `in_edges`, flattened.
+        out_slot: [edges] int32 where it stands in `out_edges`, flattened.
+        reverse: [edges] int32 the same pair of atoms the other way, empty if there is none.
+    """
+
+    in_edges: Array
+    out_edges: Array
+    in_slot: Array
+    out_slot: Array
+    reverse: Array
+
+
+class Structure(NamedTuple):
+    """One structure before batching.
+
+    Attributes:
+        graph: One unpadded graph, numpy arrays.
+        far_edges: The second set of edges, if the neighborhood has one.
+    """
+
+    graph: jraph.GraphsTuple
+    far_edges: Edges | None = None
+
+
 class Batch(NamedTuple):
     """Structures ready for a model: graph, dense layout, labels (see the module's table).
 
@@ -76,13 +167,33 @@ class Batch(NamedTuple):
         graph: Atoms and edges, padded.
         dense_index: [rows, slots] int32, node of each slot of the dense layout.
         targets: Labels; empty when there are none.
-        triplets: Triplet indices of models that need them, else None.
+        triplets: For models with angles, else None.
+        far_edges: For models with the atom-to-atom block, else None.
     """
 
     graph: jraph.GraphsTuple
     dense_index: Array
     targets: dict[str, Array]
-    triplets: Any = None
+    triplets: Triplets | None = None
+    far_edges: Edges | None = None
+
+
+class Sizes(NamedTuple):
+    """What structures take up in a batch, one entry per structure.
+
+    Attributes:
+        n_node: [structures] atoms.
+        n_edge: [structures] edges.
+        n_far: [structures] edges of the second set.
+        in_slots: [structures] most edges that end at one node.
+        out_slots: [structures] most edges that start at one node.
+    """
+
+    n_node: Array
+    n_edge: Array
+    n_far: Array
+    in_slots: Array
+    out_slots: Array
 
 
 class Budget(NamedTuple):
@@ -93,9 +204,15 @@ class Budget(NamedTuple):
         n_edge: Edges.
         n_graph: Graphs, at least one more than there are structures.
         max_nodes: Slots of the dense layout, atoms of the largest structure.
+        n_far: Edges of the second set, 0 without one.
+        in_slots: Slots for edges that end at a node, 0 for no triplets.
+        out_slots: Slots for edges that start at a node, 0 for no triplets.
     """
 
     n_node: int
     n_edge: int
     n_graph: int
     max_nodes: int
+    n_far: int = 0
+    in_slots: int = 0
+    out_slots: int = 0

@@ -1,0 +1,87 @@
+"""Triplets of atoms for DimeNet++ and GemNet, as the edges that meet at each node.
+
+A list of all triplets is as long as edges times neighbors. Their sums only ever run over the
+edges at one node, so a table [nodes, slots] of those edges says the same in a tenth of the
+memory, and makes the sums matrix products of static shape.
+"""
+
+import numpy as np
+
+from ewald_jax.graph.schema import Triplets
+from ewald_jax.typing import Int
+
+
+def build_triplets(
+    senders: Int[np.ndarray, " edges"],
+    receivers: Int[np.ndarray, " edges"],
+    shifts: Int[np.ndarray, "edges 3"],
+    n_node: int,
+    n_edge: int,
+    in_slots: int,
+    out_slots: int,
+) -> Triplets:
+    """Lists the edges at each node of a batch.
+
+    Args:
+        senders: Padded edges; the real ones come first.
+        receivers: As `senders`.
+        shifts: Lattice translations of the senders.
+        n_node: Nodes, padding included.
+        n_edge: Real edges; the others get no slot.
+        in_slots: At least the most edges that end at one node.
+        out_slots: At least the most edges that start at one node.
+
+    Returns:
+        The tables, numpy int32.
+    """
+    total = len(senders)
+    senders, receivers, shifts = senders[:n_edge], receivers[:n_edge], shifts[:n_edge]
+    in_edges, in_slot = _table(receivers, n_node, total, in_slots)
+    out_edges, out_slot = _table(senders, n_node, total, out_slots)
+    reverse = np.full(total, total, np.int32)
+    reverse[:n_edge] = _reverse(senders, receivers, shifts, total)
+    return Triplets(in_edges, out_edges, in_slot, out_slot, reverse)
+
+
+def degrees(ends: Int[np.ndarray, " edges"]) -> int:
+    """The most edges that share one end, at least 1."""
+    return max(1, int(np.bincount(ends).max(initial=0)))
+
+
+def _table(
+    ends: Int[np.ndarray, " edges"], n_node: int, total: int, slots: int
+) -> tuple[Int[np.ndarray, "nodes slots"], Int[np.ndarray, " edges"]]:
+    """Edges by the node at one end, and the flat place of each edge."""
+    order = np.argsort(ends, kind="stable")
+    ordered = ends[order]
+    rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
+    place = np.full(total, n_node * slots, np.int32)
+    place[order] = ordered.astype(np.int64) * slots + rank
+    table = np.full(n_node * slots, total, np.int32)
+    table[place[order]] = order
+    return table.reshape(n_node, slots), place
+
+
+def _reverse(
+    senders: Int[np.ndarray, " edges"],
+    receivers: Int[np.ndarray, " edges"],
+    shifts: Int[np.ndarray, "edges 3"],
+    none: int,
+) -> Int[np.ndarray, " edges"]:
+    """For each edge, the one with sender and receiver swapped and the shift negated."""
+    if len(senders) == 0:
+        return np.zeros(0, np.int64)
+    n, most = int(max(senders.max(), receivers.max())) + 1, int(np.abs(shifts).max())
+    width = 2 * most + 1
+
+    def number(i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        x, y, z = (shift + most).astype(np.int64).T
+        return ((i.astype(np.int64) * n + j) * width**3) + (x * width + y) * width + z
+
+    forward, backward = (
+        number(receivers, senders, shifts),
+        number(senders, receivers, -shifts),
+    )
+    order = np.argsort(forward)
+    at = np.minimum(np.searchsorted(forward[order], backward), len(order) - 1)
+    return np.where(forward[order[at]] == backward, order[at], none)
