@@ -66,13 +66,28 @@ def edge_vectors(graph: jraph.GraphsTuple) -> Float[Array, "edges 3"]:
 
     ``x[senders] + shifts @ cell - x[receivers]``, differentiable in positions and cell.
     """
+    return _vectors(
+        graph,
+        graph.senders,
+        graph.receivers,
+        graph.edges["shifts"],
+        edge_graph_index(graph),
+    )
+
+
+def far_edge_vectors(graph: jraph.GraphsTuple, edges) -> Float[Array, "far_edges 3"]:
+    """As `edge_vectors`, of the second set of edges (`graph.schema.Edges`)."""
+    owner = node_graph_index(graph)[edges.receivers]
+    return _vectors(graph, edges.senders, edges.receivers, edges.shifts, owner)
+
+
+def _vectors(graph, senders, receivers, shifts, owner) -> Float[Array, "edges 3"]:
     positions = jnp.asarray(graph.nodes["positions"])
-    # [edges, 3, 3]
-    cell = jnp.asarray(graph.globals["cell"])[edge_graph_index(graph)]
-    shifts = jnp.asarray(graph.edges["shifts"], positions.dtype)
+    cell = jnp.asarray(graph.globals["cell"])[owner]  # [edges, 3, 3]
+    shifts = jnp.asarray(shifts, positions.dtype)
     # Elementwise rather than a matrix product: full precision on every accelerator.
     translation = jnp.sum(shifts[:, :, None] * cell, axis=1)
-    return positions[graph.senders] + translation - positions[graph.receivers]
+    return positions[senders] + translation - positions[receivers]
 
 
 def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:

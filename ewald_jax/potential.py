@@ -2,7 +2,9 @@
 
 Forces are ``-dE/dx``. Stress is ``(1/V) dE/dstrain`` with ASE's sign: every position and
 lattice vector r goes to ``r (1 + strain)``, strain symmetric. Both are exact derivatives of the
-energy for every model and scheme, k-space included.
+energy for every model and scheme, k-space included. Models with a direct force head
+(``direct_forces``) give those forces instead, which are not the derivative of their energy;
+their stress still is.
 """
 
 from functools import partial
@@ -84,21 +86,31 @@ def model_outputs(
     graph = batch.graph
     positions, cell = graph.nodes["positions"], graph.globals["cell"]
 
-    def total(positions, strain):
-        energy = _energy(model, params, _deformed(batch, positions, strain))
-        return jnp.sum(energy), energy
+    def total(moved):
+        outputs = _outputs(model, params, _deformed(batch, *moved))
+        return jnp.sum(outputs[0]), outputs
 
-    strain = jnp.zeros_like(cell) if stress else None
-    if not (forces or stress):
-        return Prediction(total(positions, strain)[1])
-    argnums = (0, 1) if stress else (0,)
-    gradients, energy = jax.grad(total, argnums, has_aux=True)(positions, strain)
-    force = jnp.where(ops.node_mask(graph)[:, None], -gradients[0], 0.0) if forces else None
+    # What the energy is differentiated by; None is no leaf.
+    direct = getattr(model, "direct_forces", False)
+    moved = (
+        positions if forces and not direct else None,
+        jnp.zeros_like(cell) if stress else None,
+    )
+    if all(x is None for x in moved):
+        (energy, force), slopes = total(moved)[1], moved
+    else:
+        slopes, (energy, force) = jax.grad(total, has_aux=True)(moved)
+    if not forces:
+        force = None
+    elif not direct:
+        force = -slopes[0]
+    if force is not None:
+        force = jnp.where(ops.node_mask(graph)[:, None], force, 0.0)
     if not stress:
         return Prediction(energy, force)
     has_volume = jnp.any(graph.globals["pbc"], axis=-1) & ops.graph_mask(graph)
     volume = jnp.where(has_volume, jnp.abs(cell_volume(cell)), 1.0)
-    virial = jnp.where(has_volume[:, None, None], gradients[1], 0.0)
+    virial = jnp.where(has_volume[:, None, None], slopes[1], 0.0)
     return Prediction(energy, force, virial / volume[:, None, None])
 
 
@@ -168,20 +180,26 @@ def _jitted_outputs(model, params, batch, forces, stress):
     return model_outputs(model, params, batch, forces, stress)
 
 
-def _energy(model: nn.Module, params: PyTree, batch: Batch) -> Float[Array, " graphs"]:
+def _outputs(
+    model: nn.Module, params: PyTree, batch: Batch
+) -> tuple[Float[Array, " graphs"], Float[Array, "nodes 3"] | None]:
+    """Energies, and the forces of a direct head."""
     nodes = model.apply({"params": params}, batch, _geometry(model, batch))
+    nodes, forces = nodes if isinstance(nodes, tuple) else (nodes, None)
     nodes = jnp.where(ops.node_mask(batch.graph), nodes, 0.0)
-    return ops.sum_nodes(nodes, batch.graph)
+    return ops.sum_nodes(nodes, batch.graph), forces
 
 
 def _geometry(model: nn.Module, batch: Batch):
     return None if model.ewald is None else kspace_geometry(model.ewald, batch)
 
 
-def _deformed(batch: Batch, positions: Array, strain: Array | None) -> Batch:
-    """The batch with new positions, then every structure strained."""
+def _deformed(batch: Batch, positions: Array | None, strain: Array | None) -> Batch:
+    """The batch with new positions, then every structure strained; None for as it is."""
     graph = batch.graph
     cell = graph.globals["cell"]
+    if positions is None:
+        positions = graph.nodes["positions"]
     if strain is not None:
         symmetric = 0.5 * (strain + jnp.swapaxes(strain, -1, -2))
         of_node = symmetric[ops.node_graph_index(graph)]

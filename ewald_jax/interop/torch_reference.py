@@ -1,21 +1,25 @@
 """Weights under the names of the PyTorch reference and of the Open Catalyst Project.
 
-Only names and layouts are translated here: weights come as a mapping of name to array.
-PyTorch stores a dense layer as [out, in], flax as [in, out].
+Weights come as a mapping of name to array; `interop.torch_checkpoint` reads them from files.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
+import ase
 import flax.linen as nn
+import flax.traverse_util
+import jax
 import numpy as np
 
-from ewald_jax.models import build_model
-from ewald_jax.nn.ewald import EwaldConfig
+from ewald_jax.interop.torch_config import EMBEDDINGS, architecture, reference_model
+from ewald_jax.interop.torch_names import IGNORED, IGNORED_PARTS, Rule, rules
+from ewald_jax.models import batch_from_atoms
+from ewald_jax.nn.scaling import SCALE_FACTOR
+from ewald_jax.potential import init_params
 from ewald_jax.typing import InputError, PyTree
-
-_IGNORED_SUFFIXES = ("distance_expansion.offset", "initial_embedding")
-"""Buffers of the reference that are constants here."""
 
 
 def from_reference(
@@ -24,146 +28,154 @@ def from_reference(
     """Builds a model from the reference's constructor arguments and ``state_dict`` names.
 
     Args:
-        config: The reference's arguments and its name, ``arch``.
+        config: The reference's arguments and its name, ``arch`` (or ``name``, as in OCP's
+            configs).
         weights: Arrays by name.
 
     Returns:
         The model and its parameters.
 
     Raises:
-        InputError: If the architecture is not known, a weight is missing or left over, or a
-            shape does not fit.
+        InputError: If the architecture is not known, a weight is missing or left over, a
+            shape does not fit (naming the array, both shapes and the setting that decides
+            it), or scale factors are missing.
     """
-    arch = config.get("arch", "schnet")
-    if arch not in _ARCHITECTURES:
+    name = EMBEDDINGS[architecture(config)]
+    if name not in weights:
         raise InputError(
-            f"no reference weights for architecture {arch!r}; it is one of "
-            f"{sorted(_ARCHITECTURES)}"
+            f"the weights have no array {name!r}, which every {architecture(config)} has; "
+            "expected weights of the model that the config names"
         )
-    return _ARCHITECTURES[arch](config, _Weights(weights))
+    model = reference_model(config, len(np.asarray(weights[name])))
+    return model, reference_params(model, weights)
 
 
-def ewald_config(config: Mapping[str, Any]) -> EwaldConfig | None:
-    """`EwaldConfig` of the reference's ``ewald_hyperparams``, with the reference's defects."""
-    hyper = config.get("ewald_hyperparams")
-    if hyper is None:
-        return None
-    shared = {"bottleneck": hyper["downprojection_size"], "num_hidden": hyper["num_hidden"]}
-    if config["use_pbc"]:
-        num_k = (hyper["num_k_x"], hyper["num_k_y"], hyper["num_k_z"])
-        return EwaldConfig.as_published(scheme="lattice", num_k=num_k, **shared)
-    return EwaldConfig.as_published(
-        scheme="voxel",
-        k_cutoff=hyper["k_cutoff"],
-        delta_k=hyper["delta_k"],
-        num_k_rbf=hyper["num_k_rbf"],
-        **shared,
-    )
+def reference_params(model: nn.Module, weights: Mapping[str, np.ndarray]) -> PyTree:
+    """The parameters of a model of ours from the reference's arrays.
 
+    Args:
+        model: One of the four baselines.
+        weights: Arrays by the reference's names.
 
-def ewald_block_params(
-    take: Callable[[str], np.ndarray], prefix: str, num_hidden: int
-) -> PyTree:
-    """Parameters of one `EwaldBlock`; `take(name)` hands out an array, once."""
+    Returns:
+        Parameters, numpy arrays.
 
-    def residual(name: str) -> PyTree:
-        return {
-            f"dense_{i}": scaled_dense(f"{name}.dense_mlp.{i}.linear.weight")
-            for i in range(2)
-        }
-
-    def scaled_dense(name: str) -> PyTree:
-        return {"kernel": take(name).T}
-
-    params = {
-        "up": take(f"{prefix}up.linear.weight").T,
-        "pre_residual": residual(f"{prefix}pre_residual"),
-        "update": scaled_dense(f"{prefix}ewald_layers.0.linear.weight"),
-    }
-    for i in range(num_hidden):
-        params[f"hidden_{i}"] = residual(f"{prefix}ewald_layers.{i + 1}")
-    return params
-
-
-class _Weights:
-    """Hands out arrays by name and knows which were never asked for."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray]):
-        self._weights = dict(weights)
-        self._used: set[str] = set()
-
-    def __call__(self, name: str) -> np.ndarray:
-        if name not in self._weights:
+    Raises:
+        InputError: As `from_reference`.
+    """
+    wanted = rules(model)
+    _check_names(model, wanted, weights)
+    params = {}
+    for rule in wanted:
+        array = np.asarray(weights[rule.name])
+        params[rule.path] = array.T if rule.transpose else array
+    _check_shapes(model, wanted, params)
+    for rule in wanted:
+        if rule.path[-1] == SCALE_FACTOR and not params[rule.path] > 0:
             raise InputError(
-                f"the weights have no array {name!r}, which the config asks for"
+                f"the scale factor {rule.name!r} is {float(params[rule.path])}, which means "
+                "that it was never fitted; expected fitted scale factors (give their file)"
             )
-        self._used.add(name)
-        return np.asarray(self._weights[name])
-
-    def ignore(self, *names: str) -> None:
-        self._used.update(names)
-
-    def finish(self) -> None:
-        left = [
-            name
-            for name in self._weights
-            if name not in self._used and not name.endswith(_IGNORED_SUFFIXES)
-        ]
-        if left:
-            raise InputError(
-                f"the weights have an array {left[0]!r} (and {len(left) - 1} more) that the "
-                "config has no place for"
-            )
+    return flax.traverse_util.unflatten_dict(params)
 
 
-def _schnet(config: Mapping[str, Any], take: _Weights) -> tuple[nn.Module, PyTree]:
-    ewald = ewald_config(config)
-    model = build_model(
-        "schnet",
-        ewald=ewald,
-        **{
-            key: config[key]
-            for key in (
-                "hidden_channels",
-                "num_filters",
-                "num_interactions",
-                "num_gaussians",
-                "cutoff",
-                "max_neighbors",
-            )
-        },
-    )
+def take_rules(wanted: list[Rule], weights: Mapping[str, np.ndarray]) -> PyTree:
+    """The arrays of some rules as a tree, nothing checked."""
+    leaves = {}
+    for rule in wanted:
+        array = np.asarray(weights[rule.name])
+        leaves[rule.path] = array.T if rule.transpose else array
+    return flax.traverse_util.unflatten_dict(leaves)
 
-    def dense(name: str, bias: bool = True) -> PyTree:
-        kernel = {"kernel": take(f"{name}.weight").T}
-        return kernel | {"bias": take(f"{name}.bias")} if bias else kernel
 
-    params = {
-        "embedding": {"embedding": take("embedding.weight")},
-        "output_0": dense("lin1"),
-        "output_1": dense("lin2"),
-    }
-    for i in range(model.num_interactions):
-        prefix = f"interactions.{i}"
-        params[f"interaction_{i}"] = {
-            "filter_0": dense(f"{prefix}.mlp.0"),
-            "filter_1": dense(f"{prefix}.mlp.2"),
-            "lin_in": dense(f"{prefix}.conv.lin1", bias=False),
-            "lin_out": dense(f"{prefix}.conv.lin2"),
-            "lin": dense(f"{prefix}.lin"),
-        }
-        # The convolution holds the same filter network a second time.
-        take.ignore(
-            *(f"{prefix}.conv.nn.{n}.{k}" for n in (0, 2) for k in ("weight", "bias"))
+def _check_names(
+    model: nn.Module, wanted: list[Rule], weights: Mapping[str, np.ndarray]
+) -> None:
+    missing = [rule.name for rule in wanted if rule.name not in weights]
+    scales = [name for name in missing if name.endswith(SCALE_FACTOR)]
+    if scales and len(scales) == len(missing):
+        raise InputError(
+            f"the weights have no scale factor {scales[0]!r} (and {len(scales) - 1} more); "
+            "expected fitted scale factors among the weights, or their file beside them"
         )
-    if ewald is not None:
-        params["ewald_filter"] = {"down": take("down.linear.weight").T}
-        for i in range(model.num_interactions):
-            prefix = f"ewald_blocks.{i}."
-            params[f"ewald_{i}"] = ewald_block_params(take, prefix, ewald.num_hidden)
-            take.ignore(f"{prefix}down.linear.weight")  # the shared one again
-    take.finish()
-    return model, params
+    if missing:
+        raise InputError(
+            f"the weights have no array {missing[0]!r}, which the config asks for"
+        )
+    known = {rule.name for rule in wanted}
+    left = [name for name in weights if name not in known and not _ignored(name)]
+    if left:
+        raise InputError(
+            f"the weights have an array {left[0]!r} (and {len(left) - 1} more) that the "
+            f"config has no place for{_hint(left[0])}"
+        )
 
 
-_ARCHITECTURES: Mapping[str, Callable[..., tuple[nn.Module, PyTree]]] = {"schnet": _schnet}
+def _hint(name: str) -> str:
+    """Which setting an array belongs to that the config does not have."""
+    for part, setting in (
+        ("ewald", "ewald_hyperparams"),
+        ("down.linear", "ewald_hyperparams"),
+        ("_at.", "atom_to_atom_cutoff"),
+        ("out_forces", "direct_forces and regress_forces"),
+        ("seq_forces", "direct_forces and regress_forces"),
+        ("rbf_F", "direct_forces and regress_forces"),
+    ):
+        if part in name:
+            return f"; expected {setting} in the config, or other weights"
+    return "; expected weights of the model that the config describes"
+
+
+def _ignored(name: str) -> bool:
+    return name.endswith(IGNORED) or any(part in name for part in IGNORED_PARTS)
+
+
+def _check_shapes(
+    model: nn.Module, wanted: list[Rule], params: Mapping[tuple[str, ...], np.ndarray]
+) -> None:
+    expected = _shapes(model)
+    assert set(expected) == set(params), set(expected) ^ set(params)
+    for rule in wanted:
+        ours, theirs = expected[rule.path], params[rule.path].shape
+        if ours != theirs:
+            swap = slice(None, None, -1) if rule.transpose else slice(None)
+            raise InputError(
+                f"the array {rule.name!r} has shape {theirs[swap]}, but the config makes it "
+                f"{ours[swap]}{_causes(model, rule.path, ours, theirs)}"
+            )
+
+
+def _shapes(model: nn.Module) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Shapes of all parameters by path."""
+    periodic = model.ewald is not None and model.ewald.scheme == "lattice"
+    atoms = ase.Atoms("HH", [[0, 0, 0], [0, 0, 0.8]], cell=[9, 9, 9], pbc=periodic)
+    batch = batch_from_atoms([atoms], model)
+    init = functools.partial(init_params, model)
+    tree = jax.eval_shape(init, jax.random.key(0), batch)
+    return {k: v.shape for k, v in flax.traverse_util.flatten_dict(tree).items()}
+
+
+def _causes(model: nn.Module, path: tuple[str, ...], ours: tuple, theirs: tuple) -> str:
+    """The integer settings on which the mismatching sizes of an array depend."""
+    axes = [
+        n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]
+    ]
+    found = []
+    for key, changed in _one_larger(model):
+        shape = _shapes(changed).get(path, ours)
+        if any(shape[n] != ours[n] for n in axes):
+            found.append(key)
+    return f"; look at {' and '.join(found)} in the config" if found else ""
+
+
+def _one_larger(model: nn.Module):
+    """The model with each integer setting one larger in turn, and the setting's name."""
+    names = {"bottleneck": "downprojection_size"}
+    for field in dataclasses.fields(model):
+        if type(getattr(model, field.name)) is int and field.name != "max_neighbors":
+            yield field.name, model.clone(**{field.name: getattr(model, field.name) + 1})
+    if model.ewald is not None:
+        for name in ("bottleneck", "num_k_rbf", "num_hidden"):
+            larger = {name: getattr(model.ewald, name) + 1}
+            ewald = dataclasses.replace(model.ewald, **larger)
+            yield names.get(name, name), model.clone(ewald=ewald)

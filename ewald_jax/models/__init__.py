@@ -7,11 +7,17 @@ in `MODELS` gives it forces, stress, training, the command line and the contract
 """
 
 from ewald_jax.models.inputs import batch_from_atoms, check_structure
+from ewald_jax.models.dimenetpp import DimeNetPlusPlus
+from ewald_jax.models.gemnet_t import GemNetT
+from ewald_jax.models.painn import PaiNN
 from ewald_jax.models.registry import MODELS, build_model, model_to_config
 from ewald_jax.models.schnet import SchNet
 
 __all__ = [
     "MODELS",
+    "DimeNetPlusPlus",
+    "GemNetT",
+    "PaiNN",
     "SchNet",
     "batch_from_atoms",
     "build_model",

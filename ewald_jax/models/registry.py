@@ -8,10 +8,18 @@ from typing import Any
 import flax.linen as nn
 
 from ewald_jax.checked import Sources, construct, plain
+from ewald_jax.models.dimenetpp import DimeNetPlusPlus
+from ewald_jax.models.gemnet_t import GemNetT
+from ewald_jax.models.painn import PaiNN
 from ewald_jax.models.schnet import SchNet
 from ewald_jax.typing import InputError
 
-MODELS: Mapping[str, type[nn.Module]] = {"schnet": SchNet}
+MODELS: Mapping[str, type[nn.Module]] = {
+    "schnet": SchNet,
+    "painn": PaiNN,
+    "dimenetpp": DimeNetPlusPlus,
+    "gemnet_t": GemNetT,
+}
 
 
 def build_model(name: str, **config: Any) -> nn.Module:

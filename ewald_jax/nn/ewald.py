@@ -23,6 +23,7 @@ from ewald_jax import kspace as ks
 from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.layers import ResidualLayer, ScaledDense, he_orthogonal
+from ewald_jax.nn.scaling import ScaleFactor
 from ewald_jax.typing import Array, Float, InputError, Int
 
 PAPER_PREFACTOR = 0.01
@@ -209,7 +210,7 @@ class EwaldBlock(nn.Module):
     Attributes:
         config: Settings.
         num_hidden: Residual layers of the update network; None takes them from `config`.
-        scaled: Multiply the message by a parameter ``scale_factor`` (GemNet).
+        scaled: Multiply the message by a fitted constant (GemNet), see `nn.scaling`.
     """
 
     config: EwaldConfig
@@ -243,7 +244,8 @@ class EwaldBlock(nn.Module):
         )
         update = ops.from_dense(message, kspace.node_slot)
         if self.scaled:
-            update = update * self.param("scale_factor", nn.initializers.ones, ())
+            mask = jnp.zeros(h.shape[0], bool).at[kspace.dense_index].set(True, mode="drop")
+            update = ScaleFactor(name="scale_sum")(update, h, mask)
         update = ScaledDense(features, name="update")(update)
         layers = self.config.num_hidden if self.num_hidden is None else self.num_hidden
         for i in range(layers):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import orthogonal
 
-from ewald_jax.typing import Array, Float
+from ewald_jax.typing import Array, Float, Int
 
 
 def scaled_silu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -27,10 +27,36 @@ def shifted_softplus(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
 
 def he_orthogonal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Orthogonal matrix, each output row standardised, times 1/sqrt(fan_in).
+    """Orthogonal matrix, each output standardised, times 1/sqrt(fan_in).
 
     Semi-orthogonal rows decorrelate the outputs, standardising them keeps the variance of the
     features (GemNet, appendix; the initialiser of the Ewald blocks).
+
+    Args:
+        key: Random key.
+        shape: (..., in, out); all axes but the last are inputs.
+        dtype: Of the result.
+
+    Returns:
+        Kernel [..., in, out].
+    """
+    fan_in = math.prod(shape[:-1])
+    if len(shape) == 2:
+        weight = orthogonal()(key, (shape[1], fan_in), dtype).T
+    else:  # as the reference does it: orthogonal over the first axis
+        weight = orthogonal()(key, (shape[0], math.prod(shape[1:])), dtype).reshape(shape)
+    if fan_in == 1:  # one number has no variance: standardised over the outputs instead
+        return (weight * jnp.sqrt(shape[-1])).astype(dtype)
+    inputs = tuple(range(len(shape) - 1))
+    centred = weight - jnp.mean(weight, axis=inputs, keepdims=True)
+    variance = jnp.var(weight, axis=inputs, keepdims=True, ddof=1)
+    return (centred / jnp.sqrt(variance + 1e-6) / jnp.sqrt(fan_in)).astype(dtype)
+
+
+def glorot_orthogonal(
+    key: jax.Array, shape: tuple[int, int], dtype=jnp.float32
+) -> jax.Array:
+    """Orthogonal matrix with the variance 2 / (fan_in + fan_out) (DimeNet's initialiser).
 
     Args:
         key: Random key.
@@ -40,13 +66,25 @@ def he_orthogonal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> 
     Returns:
         Kernel [in, out].
     """
-    fan_in = shape[0]
-    weight = orthogonal()(key, (shape[1], fan_in), dtype)
-    if fan_in == 1:  # one number has no variance: standardised over the outputs instead
-        return (weight * jnp.sqrt(shape[1])).T.astype(dtype)
-    centred = weight - jnp.mean(weight, axis=1, keepdims=True)
-    variance = jnp.var(weight, axis=1, keepdims=True, ddof=1)
-    return (centred / jnp.sqrt(variance + 1e-6) / jnp.sqrt(fan_in)).T.astype(dtype)
+    weight = orthogonal()(key, (shape[1], shape[0]), dtype).T
+    variance = jnp.var(weight, ddof=1) if weight.size > 1 else 1.0
+    return weight * jnp.sqrt(2.0 / (sum(shape) * variance)).astype(dtype)
+
+
+def fan_in_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
+    """Uniform within 1/sqrt(fan_in): PyTorch's default for weights and biases."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def unit_uniform(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Uniform within sqrt(3), of variance 1: initialiser of element embeddings."""
+    bound = math.sqrt(3.0)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class ScaledDense(nn.Module):
@@ -65,6 +103,21 @@ class ScaledDense(nn.Module):
         return scaled_silu(x @ kernel)
 
 
+class LinearMap(nn.Module):
+    """Bias-free dense layer without activation, with He-orthogonal weights.
+
+    Attributes:
+        features: Output channels.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch in_feat"]) -> Float[Array, "*batch feat"]:
+        """Applies the layer."""
+        return x @ self.param("kernel", he_orthogonal, (x.shape[-1], self.features))
+
+
 class ResidualLayer(nn.Module):
     """``(x + D2(D1(x))) / sqrt 2`` with two `ScaledDense` layers."""
 
@@ -74,3 +127,22 @@ class ResidualLayer(nn.Module):
         y = ScaledDense(x.shape[-1], name="dense_0")(x)
         y = ScaledDense(x.shape[-1], name="dense_1")(y)
         return (x + y) / jnp.sqrt(jnp.asarray(2.0, x.dtype))
+
+
+class ElementEmbedding(nn.Module):
+    """A learned vector for each element; row 0 is hydrogen's.
+
+    Attributes:
+        num_elements: Rows, the largest atomic number.
+        features: Length of the vectors.
+    """
+
+    num_elements: int
+    features: int
+
+    @nn.compact
+    def __call__(self, species: Int[Array, " nodes"]) -> Float[Array, "nodes feat"]:
+        """Looks up the vectors; padding gets hydrogen's."""
+        shape = (self.num_elements, self.features)
+        table = self.param("embedding", unit_uniform, shape)
+        return table[jnp.maximum(species - 1, 0)]

@@ -1,0 +1,28 @@
+"""The check of sizes that all models share."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ewald_jax.typing import InputError
+
+_MAY_BE_ZERO = ("num_before_skip", "num_after_skip", "num_concat", "num_atom")
+
+
+def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
+    """Refuses integer fields that make no network, and a cutoff that is no length.
+
+    Args:
+        model: A model with the field ``cutoff``.
+        at_least: Smallest value of fields for which it is not 1.
+
+    Raises:
+        InputError: Naming the first field that is out of range.
+    """
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        least = (at_least or {}).get(field.name, 0 if field.name in _MAY_BE_ZERO else 1)
+        if type(value) is int and field.type in ("int", int) and value < least:
+            raise InputError(f"model.{field.name} must be at least {least}, not {value}")
+    if not 0 < model.cutoff < float("inf"):
+        raise InputError(f"model.cutoff must be a length above 0 Å, not {model.cutoff}")
