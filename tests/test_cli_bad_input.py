@@ -169,7 +169,7 @@ def test_settings_that_cannot_work(workplace, tmp_path, override, sentence):
 def test_a_structure_larger_than_the_budget(workplace, tmp_path, monkeypatch):
     # Budgets are made to fit; only a budget from elsewhere can be too small.
     small = Budget(8, 20, 9, 4)
-    monkeypatch.setattr(prepare, "budgets_from_sizes", lambda *args: (small,))
+    monkeypatch.setattr(prepare, "budgets_from_sizes", lambda *args, **kwargs: (small,))
     error = refuse("train", workplace / "toy.yaml", "-o", tmp_path / "run")
     assert re.search("structure .* is larger than the budget of a batch: 5 atoms", error)
 

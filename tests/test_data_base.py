@@ -70,7 +70,7 @@ def test_several_files_are_one_set(tmp_path):
 
 
 def test_sample_of_a_structure():
-    (sample,) = dataset_from_atoms([atoms_of(3, forces=True)], cutoff=2.0)
+    (sample,) = dataset_from_atoms([atoms_of(3, forces=True)], 2.0)
     assert set(sample.targets) == {"energy", "forces"}
     assert sample.targets["forces"].tolist() == [[3.0] * 3] * 2
     graph = sample.graph

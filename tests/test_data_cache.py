@@ -14,9 +14,9 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data import DataConfig, cache, cache_directory, load_dataset, store
+from ewald_jax.data import DataConfig, cache, cache_directory, load_dataset, store_writer
 from ewald_jax.data.base import READERS
-from ewald_jax.graph.build import graph_from_atoms
+from ewald_jax.graph import Neighborhood, sizes_of, structure_from_atoms
 from ewald_jax.typing import InputError
 
 
@@ -52,9 +52,9 @@ def folder(tmp_path):
     return tmp_path / "cache"
 
 
-def load(source, folder, cutoff=4.0, max_neighbors=None, **settings):
+def load(source, folder, neighborhood=4.0, **settings):
     config = DataConfig(path=str(source), cache_dir=str(folder), **settings)
-    return load_dataset(config, cutoff, max_neighbors)
+    return load_dataset(config, neighborhood)
 
 
 def flat(value):
@@ -86,8 +86,8 @@ def test_cached_equals_built_equals_read_again(source, folder):
     assert_same(built, again)
     assert built.fingerprint == made.fingerprint == again.fingerprint
     for number, (atoms, sample) in enumerate(zip(structures(), again, strict=True)):
-        graph = graph_from_atoms(atoms, 4.0, dtype=np.float64)
-        for p, q in zip(flat(tuple(graph)), flat(tuple(sample.graph)), strict=True):
+        structure = structure_from_atoms(atoms, 4.0, np.float64)
+        for p, q in zip(flat(structure), flat(sample.structure), strict=True):
             np.testing.assert_array_equal(p, q)
         assert sample.targets["energy"] == atoms.get_potential_energy()
         info = {"number": number, "pair": atoms.info["pair"]}
@@ -100,17 +100,20 @@ def test_nothing_is_read_again(source, folder, monkeypatch):
     def never(*args):
         raise AssertionError("built although cached")
 
-    monkeypatch.setattr(cache, "graph_from_atoms", never)
+    monkeypatch.setattr(cache, "structure_from_atoms", never)
     load(source, folder)
     with pytest.raises(AssertionError):
-        load(source, folder, cutoff=3.0)
+        load(source, folder, 3.0)
 
 
 def test_the_key_holds_everything_that_matters(source, folder, tmp_path):
     load(source, folder)
     for change in (
-        {"cutoff": 3.0},
-        {"max_neighbors": 2},
+        {"neighborhood": 3.0},
+        {"neighborhood": Neighborhood(4.0, max_neighbors=2)},
+        {"neighborhood": Neighborhood(4.0, max_neighbors=2, symmetric=True)},
+        {"neighborhood": Neighborhood(4.0, far_cutoff=6.0)},
+        {"neighborhood": Neighborhood(4.0, far_cutoff=6.0, far_max_neighbors=2)},
         {"labels": ("energy",)},
         {"energy_unit": "kcal/mol"},
         {"length_unit": "Bohr"},
@@ -150,9 +153,37 @@ def test_format_version_and_companions_are_in_the_key(
         load(source, folder)
 
 
-def test_torn_entries_are_rebuilt(source, folder):
-    whole = load(source, "none")
+def test_triplets_are_not_in_the_key(source, folder):
+    """They are tables of the same edges, made with each batch."""
     load(source, folder)
+    for same in (4, Neighborhood(4.0, triplets=True), Neighborhood(4.0, symmetric=True)):
+        dataset = load(source, folder, same)
+        assert dataset.neighborhood.cutoff == 4.0
+    assert len(entries(folder)) == 1
+    assert load(source, folder, Neighborhood(4.0, triplets=True)).neighborhood.triplets
+
+
+def test_far_edges_come_back(source, folder):
+    wide = Neighborhood(4.0, 3, True, far_cutoff=8.0, far_max_neighbors=9)
+    made, again = load(source, folder, wide), load(source, folder, wide)
+    assert_same(load(source, "none", wide), made)
+    assert_same(made, again)
+    assert len(again.sizes.n_far) == 7 and again.sizes.n_far.any()
+    built = [structure_from_atoms(atoms, wide, np.float64) for atoms in structures()]
+    for structure, sample in zip(built, again, strict=True):
+        for p, q in zip(flat(structure), flat(sample.structure), strict=True):
+            assert p.dtype == q.dtype
+            np.testing.assert_array_equal(p, q)
+    for counted, kept in zip(sizes_of(built), again.sizes, strict=True):
+        np.testing.assert_array_equal(counted, kept)
+        assert kept.dtype == np.int64
+    assert load(source, folder)[0].far_edges is None
+
+
+@pytest.mark.parametrize("neighborhood", [4.0, Neighborhood(4.0, far_cutoff=6.0)])
+def test_torn_entries_are_rebuilt(source, folder, neighborhood):
+    whole = load(source, "none", neighborhood)
+    load(source, folder, neighborhood)
     (entry,) = folder.iterdir()
     files = sorted(path.name for path in entry.iterdir())
     for name in files:
@@ -163,7 +194,7 @@ def test_torn_entries_are_rebuilt(source, folder):
             lambda path: path.write_bytes(b"x" * 200),
         ):
             tear(entry / name)
-            assert_same(load(source, folder), whole)
+            assert_same(load(source, folder, neighborhood), whole)
             assert entries(folder) == [entry.name]
             assert sorted(path.name for path in entry.iterdir()) == files
 
@@ -199,9 +230,9 @@ def test_an_interrupted_build_leaves_nothing(source, folder, monkeypatch, error)
         calls.append(args)
         if len(calls) == 4:
             raise error
-        return graph_from_atoms(*args)
+        return structure_from_atoms(*args)
 
-    monkeypatch.setattr(cache, "graph_from_atoms", interrupted)
+    monkeypatch.setattr(cache, "structure_from_atoms", interrupted)
     with pytest.raises(error):
         load(source, folder)
     assert entries(folder) == []
@@ -226,7 +257,7 @@ def test_a_broken_structure_leaves_nothing_and_is_named(tmp_path, folder):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(source, folder, monkeypatch, code):
-    real = store._Column.append
+    real = store_writer._Column.append
     calls = []
 
     def full(self, rows):
@@ -235,7 +266,7 @@ def test_a_full_disk(source, folder, monkeypatch, code):
             raise OSError(code, os.strerror(code))
         real(self, rows)
 
-    monkeypatch.setattr(store._Column, "append", full)
+    monkeypatch.setattr(store_writer._Column, "append", full)
     with pytest.raises(InputError, match=r"cache folder .*cache is full, .*data.cache_dir"):
         load(source, folder)
     assert entries(folder) == []
@@ -244,7 +275,7 @@ def test_a_full_disk(source, folder, monkeypatch, code):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_column_reports_a_full_disk_as_such(tmp_path):
     with pytest.raises(OSError) as caught:
-        column = store._Column("/dev/full", (3,), np.dtype(float))
+        column = store_writer._Column("/dev/full", (3,), np.dtype(float))
         column.append(np.zeros((10_000, 3)))
         column.finish()
     assert caught.value.errno == errno.ENOSPC

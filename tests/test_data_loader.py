@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ewald_jax.data import Loader, Statistics, dataset_from_atoms, dataset_statistics
-from ewald_jax.graph import Budget, batch_graphs
+from ewald_jax.graph import Budget, Neighborhood, batch_graphs, choose_budget
 from ewald_jax.typing import InputError
 
 
@@ -40,7 +40,7 @@ def structures(sizes, seed=0, fixed=True):
 @pytest.fixture(scope="module")
 def dataset():
     sizes = np.random.default_rng(1).integers(1, 9, 23)
-    return dataset_from_atoms(structures(sizes), cutoff=2.5)
+    return dataset_from_atoms(structures(sizes), 2.5)
 
 
 def numbers_of(batches):
@@ -74,7 +74,7 @@ def leaves_equal(a, b):
     data=st.data(),
 )
 def test_every_structure_once_and_resume(sizes, batch_size, seed, prefetch, data):
-    dataset = dataset_from_atoms(structures(sizes), cutoff=2.0)
+    dataset = dataset_from_atoms(structures(sizes), 2.0)
     loader = loader_of(dataset, batch_size=batch_size, shuffle_seed=seed, prefetch=prefetch)
     batches = list(loader.epoch(3))
     assert len(batches) == loader.num_batches == -(-len(sizes) // batch_size)
@@ -106,11 +106,12 @@ def test_a_batch_is_batch_graphs_of_the_samples(dataset):
     loader = loader_of(dataset, indices=np.arange(6), batch_size=3)
     for number, batch in enumerate(loader.epoch()):
         samples = [dataset[3 * number + i] for i in range(3)]
-        graphs, targets = zip(*samples, strict=True)
+        structures = [sample.structure for sample in samples]
+        targets = [sample.targets for sample in samples]
         budget = next(
             b for b in loader.budgets if len(batch.graph.nodes["species"]) == b.n_node
         )
-        assert leaves_equal(batch, batch_graphs(graphs, targets, budget))
+        assert leaves_equal(batch, batch_graphs(structures, targets, budget))
         assert set(batch.targets) == {"energy", "forces", "stress", "free"}
 
 
@@ -127,7 +128,7 @@ def test_shapes_are_those_of_the_budgets(dataset):
                     batch.dense_index.shape[1],
                 )
             )
-    assert shapes <= {tuple(budget) for budget in loader.budgets}
+    assert shapes <= {budget[:4] for budget in loader.budgets}
     assert len(loader.budgets) <= 3
 
 
@@ -169,13 +170,71 @@ def test_too_large_a_structure_is_named(dataset):
     small = Budget(4 * atoms, 8 * edges, 6, atoms - 1)
     with pytest.raises(InputError, match=f"structures: structure {largest} is larger than"):
         Loader(dataset, batch_size=5, budgets=[small])
-    with pytest.raises(InputError, match=f"and {edges} edges, expected at most .* and 3"):
+    with pytest.raises(InputError, match=f": {edges} edges, expected at most 3"):
         Loader(dataset, [largest], budgets=[Budget(99, 3, 6, 99)])
     Loader(dataset, batch_size=1, budgets=[Budget(atoms + 1, edges, 2, atoms)])
     # Each fits, but not five at once.
     tight = Loader(dataset, batch_size=5, budgets=[Budget(atoms + 1, edges, 6, atoms)])
     with pytest.raises(InputError, match="a batch of 5 structures with .* is larger than"):
         list(tight.epoch())
+
+
+@pytest.fixture(scope="module")
+def everything():
+    """With far edges and triplets."""
+    sizes = np.random.default_rng(2).integers(1, 9, 14)
+    wide = Neighborhood(2.5, 4, True, triplets=True, far_cutoff=5.0)
+    return dataset_from_atoms(structures(sizes), wide)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_far_edges_and_triplets_are_passed_on(everything, batch_size):
+    loader = loader_of(everything, batch_size=batch_size, shuffle_seed=3)
+    for number, batch in enumerate(loader.epoch()):
+        indices = loader.order(0)[batch_size * number : batch_size * (number + 1)]
+        samples = [everything[index] for index in indices]
+        budget = choose_budget(loader.budgets, everything.sizes.take(indices))
+        direct = batch_graphs(
+            [s.structure for s in samples], [s.targets for s in samples], budget, True
+        )
+        assert leaves_equal(batch, direct)
+        assert batch.far_edges.senders.shape == (budget.n_far,)
+        assert batch.triplets.in_edges.shape == (budget.n_node, budget.in_slots)
+        assert batch.triplets.out_edges.shape == (budget.n_node, budget.out_slots)
+
+
+def test_all_that_a_structure_needs_is_checked(everything):
+    fits = Loader(everything, batch_size=1).budgets[-1]
+    sizes = everything.sizes
+    for field, counts, words in (
+        ("n_far", sizes.n_far, "far edges"),
+        ("in_slots", sizes.in_slots, "edges into one atom"),
+        ("out_slots", sizes.out_slots, "edges out of one atom"),
+    ):
+        most, first = counts.max(), int(np.argmax(counts))
+        budget = fits._replace(**{field: int(most) - 1})
+        sentence = f"structure {first} is larger than .*: {most} {words}, expected at most"
+        with pytest.raises(InputError, match=sentence):
+            Loader(everything, batch_size=1, budgets=[budget])
+
+
+def test_a_data_set_for_another_model_is_refused(dataset, everything):
+    with_triplets = dataset.suited_to(Neighborhood(2.5, triplets=True))
+    assert next(Loader(with_triplets).epoch()).triplets is not None
+    assert next(Loader(dataset).epoch()).triplets is None
+    for given_set, needed, sentence in (
+        (dataset, Neighborhood(3.0), "cutoff = 2.5, but the model needs 3.0"),
+        (dataset, Neighborhood(2.5, 4), "max_neighbors = None, but the model needs 4"),
+        (
+            dataset,
+            Neighborhood(2.5, None, far_cutoff=5.0),
+            "far_cutoff = None, but the .* 5",
+        ),
+        (everything, Neighborhood(2.5, 4), "symmetric = True, but the model needs False"),
+        (everything, Neighborhood(2.5, 4, True), "far_cutoff = 5.0, but the .* needs None"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            given_set.suited_to(needed)
 
 
 def test_nothing_to_load(dataset):

@@ -9,6 +9,7 @@ import pytest
 from ewald_jax import batch_from_atoms, init_params
 from ewald_jax.config import Config, load_config
 from ewald_jax.data import dataset_statistics, load_dataset, split_dataset
+from ewald_jax.models import neighborhood
 from ewald_jax.nn.ewald import check_boundary
 from ewald_jax.train import fit
 from ewald_jax.train.state import count_parameters
@@ -111,7 +112,7 @@ def test_paper_models_have_the_paper_parameters(model, variant, parameters):
 @pytest.mark.parametrize(("data", "model", "variant"), COMBINATIONS)
 def test_trains_two_steps(data, model, variant, tmp_path):
     config = load_config([data, model, variant], TINY)
-    dataset = load_dataset(config.data, config.model.cutoff, config.model.max_neighbors)
+    dataset = load_dataset(config.data, neighborhood(config.model))
     splits = split_dataset(config.data, dataset)
     splits = {name: indices[:2] for name, indices in splits.items()} | {
         "train": splits["train"]

@@ -10,10 +10,12 @@ from structures import as_dict, generic_molecule, heights, random_cell
 
 from ewald_jax import batch_from_atoms, build_model
 from ewald_jax.graph import (
+    Neighborhood,
     graph_from_atoms,
     neighbor_list,
+    structure_from_atoms,
 )
-from ewald_jax.graph.neighbors import nearest
+from ewald_jax.graph.neighbors import nearest, symmetrised
 from ewald_jax.typing import InputError
 
 # -- neighbor lists --------------------------------------------------------------------------
@@ -110,6 +112,35 @@ def test_max_neighbors_keeps_the_nearest(structure, max_neighbors):
     assert (np.diff(kept.receivers) >= 0).all()
 
 
+@given(structures(), st.integers(1, 12))
+def test_symmetrised_keeps_whole_pairs(structure, max_neighbors):
+    positions, cell, pbc, cutoff = structure
+    every = neighbor_list(positions, cell, pbc, cutoff)
+    for a, b in zip(symmetrised(every), every, strict=True):  # nothing was cut
+        np.testing.assert_array_equal(a, b)
+        assert a.dtype == b.dtype
+    cut = neighbor_list(positions, cell, pbc, cutoff, max_neighbors)
+    whole = symmetrised(cut)
+    chosen = set(as_dict(whole, positions, cell))
+    assert {(i, j, -a, -b, -c) for j, i, a, b, c in chosen} == chosen
+    # One direction of each pair decides, that from the lower index or the earlier image.
+    first = {key for key in as_dict(cut, positions, cell) if key[0] < key[1]}
+    first |= {
+        (j, i, *shift)
+        for j, i, *shift in as_dict(cut, positions, cell)
+        if j == i and shift < [0, 0, 0]
+    }
+    assert chosen == first | {(i, j, -a, -b, -c) for j, i, a, b, c in first}
+    keys = np.column_stack([whole.shifts[:, ::-1], whole.senders, whole.receivers])
+    np.testing.assert_array_equal(np.lexsort(keys.T), np.arange(len(keys)))
+
+
+def test_symmetrised_atom_with_its_own_images():
+    cut = neighbor_list(np.zeros((1, 3)), np.eye(3), [False, False, True], 3.5, 3)
+    assert sorted(cut.shifts[:, 2].tolist()) == [-2, -1, 1]  # 2 is as near, but later
+    assert symmetrised(cut).shifts[:, 2].tolist() == [-2, -1, 1, 2]
+
+
 def test_nearest_keeps_the_first_of_equals():
     receivers = np.array([0, 0, 0, 1, 1])
     distances = np.array([2.0, 1.0, 2.0, 3.0, 3.0])
@@ -143,6 +174,46 @@ def test_graph_holds_the_structure(dtype, crystal):
     assert graph.nodes["positions"].dtype == graph.globals["cell"].dtype == dtype
     assert graph.nodes["species"].dtype == graph.n_node.dtype == np.int32
     assert graph.n_node.tolist() == [8] and graph.n_edge.tolist() == [len(graph.senders)]
+
+
+def test_structure_has_the_edges_of_its_neighborhood(crystal):
+    wide = Neighborhood(5.0, 8, symmetric=True, far_cutoff=9.0, far_max_neighbors=40)
+    graph, far = structure_from_atoms(crystal, wide)
+    cell, pbc = crystal.cell.array, crystal.pbc
+    expected = symmetrised(neighbor_list(crystal.positions, cell, pbc, 5.0, 8))
+    np.testing.assert_array_equal(graph.senders, expected.senders)
+    np.testing.assert_array_equal(graph.edges["shifts"], expected.shifts)
+    expected = neighbor_list(crystal.positions, cell, pbc, 9.0, 40)
+    for got, values in zip(far, expected[:3], strict=True):
+        np.testing.assert_array_equal(got, values)
+    assert structure_from_atoms(crystal, 4.0).far_edges is None
+    one_way = structure_from_atoms(crystal, Neighborhood(5.0, 8)).graph
+    assert one_way.n_edge[0] == 64 != graph.n_edge[0]
+
+
+def test_neighborhoods_with_equal_edges():
+    same = Neighborhood(4.0).edge_fields()
+    for other in (
+        Neighborhood.of(4),
+        Neighborhood.of(Neighborhood(4.0, triplets=True)),
+        Neighborhood(4.0, symmetric=True),
+        Neighborhood(4.0, far_max_neighbors=3),
+    ):
+        assert other.edge_fields() == same
+    for other in (
+        Neighborhood.of(4.5),
+        Neighborhood(4.0, 3),
+        Neighborhood(4.0, far_cutoff=6.0),
+    ):
+        assert other.edge_fields() != same
+    assert Neighborhood(4.0, 3).edge_fields() != Neighborhood(4.0, 3, True).edge_fields()
+    for wrong, sentence in (
+        ({"cutoff": 0.0}, "cutoff must be finite and larger than 0 Å, not 0.0"),
+        ({"cutoff": 4.0, "far_cutoff": np.inf}, "cutoff must be .*, not inf"),
+        ({"cutoff": 4.0, "far_max_neighbors": 0}, "max_neighbors must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            Neighborhood(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_train_toy import toy_dataset
 
 from ewald_jax.data import Loader
-from ewald_jax.graph import Budget, batch_graphs, graph_from_atoms
+from ewald_jax.graph import Budget, batch_graphs, structure_from_atoms
 from ewald_jax.potential import Prediction
 from ewald_jax.train.losses import LossConfig, loss, loss_sums, total_loss
 from ewald_jax.train.metrics import finalize, merge, metric_names, metric_sums
@@ -31,7 +31,7 @@ def tiny_batch(budget=BUDGET):
 
     co = ase.Atoms("CO", [[0, 0, 0], [1.1, 0, 0]])
     n2 = ase.Atoms("N2", [[0, 0, 0], [1.1, 0, 0]], cell=[10, 10, 10], pbc=True)
-    graphs = [graph_from_atoms(atoms, 4.0) for atoms in (co, n2)]
+    structures = [structure_from_atoms(atoms, 4.0) for atoms in (co, n2)]
     targets = [
         dict(
             energy=np.float32(1.0),
@@ -46,7 +46,7 @@ def tiny_batch(budget=BUDGET):
             free=np.array([True, True]),
         ),
     ]
-    return batch_graphs(graphs, targets, budget)
+    return batch_graphs(structures, targets, budget)
 
 
 def prediction_for(batch, energy=(1.5, -3.0), forces=None, stress=1.0):

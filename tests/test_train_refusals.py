@@ -5,14 +5,16 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_train_toy import compilation_cache, toy_dataset, toy_model, toy_splits
+from test_train_toy import compilation_cache, toy_atoms, toy_dataset, toy_model, toy_splits
 
-from ewald_jax.data import dataset_statistics
+from ewald_jax.data import dataset_from_atoms, dataset_statistics
+from ewald_jax.graph import Neighborhood
 from ewald_jax.train import (
     LossConfig,
     NonFiniteError,
     OptimConfig,
     TrainConfig,
+    evaluate,
     fit,
     load_checkpoint,
 )
@@ -40,6 +42,27 @@ def dataset():
     return toy_dataset(24)
 
 
+def test_a_data_set_for_another_model(dataset, tmp_path):
+    """Other edges are refused before anything is written; triplets are the model's affair."""
+    common = dict(output_dir=tmp_path / "run", train=settings(max_steps=1), **QUIET)
+    splits = {"train": np.arange(8)}
+    atoms = toy_atoms(8)
+    wide = dataset_from_atoms(atoms, Neighborhood(4.0, far_cutoff=6.0))
+    short = dataset_from_atoms(atoms, 3.0)
+    for given, sentence in (
+        (short, "neighborhood cutoff = 3.0, but the model needs 4.0"),
+        (wide, "neighborhood far_cutoff = 6.0, but the model needs None"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            fit(toy_model(), given, splits, **common)
+        with pytest.raises(InputError, match=sentence):
+            evaluate(
+                toy_model(), {}, given, statistics=dataset_statistics(dataset, range(8))
+            )
+    assert not (tmp_path / "run").exists()
+    fit(toy_model(), dataset.suited_to(Neighborhood(4.0, triplets=True)), splits, **common)
+
+
 def lines(directory):
     return [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
 
@@ -52,6 +75,9 @@ class Poisoned:
 
     def __getattr__(self, name):
         return getattr(self._dataset, name)
+
+    def suited_to(self, needed):
+        return Poisoned(self._dataset.suited_to(needed), self._bad, self._label)
 
     def __len__(self):
         return len(self._dataset)

@@ -6,6 +6,7 @@ import pytest
 from test_train_toy import compilation_cache, toy_dataset, toy_model, toy_splits
 
 from ewald_jax.data import Loader, dataset_statistics
+from ewald_jax.graph import Neighborhood
 from ewald_jax.models import build_model
 from ewald_jax.potential import init_params
 from ewald_jax.train import LossConfig, OptimConfig, TrainConfig, create_state, fit
@@ -100,6 +101,19 @@ def test_an_empty_batch_is_padding_throughout():
     assert empty.graph.n_edge.sum() == batch.graph.n_edge.sum()
     assert not any(np.any(values) for values in empty.targets.values())
     assert batch.graph.n_node[0] != empty.graph.n_node[0], "the original must not change"
+
+
+def test_an_empty_batch_has_no_triplets():
+    dataset = DATASET.suited_to(Neighborhood(4.0, triplets=True))
+    batch = next(Loader(dataset, range(4), 4, max_buckets=1, prefetch=0).epoch())
+    empty, edges = empty_like(batch).triplets, len(batch.graph.senders)
+    for table, slot in (
+        (empty.in_edges, empty.in_slot),
+        (empty.out_edges, empty.out_slot),
+    ):
+        assert (table == edges).all() and (slot == table.size).all()
+    assert (empty.reverse == edges).all()
+    assert (batch.triplets.in_edges < edges).any(), "the original must not change"
 
 
 def run(directory, devices, **options):

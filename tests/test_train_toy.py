@@ -59,7 +59,7 @@ def toy_atoms(count=24, seed=0, names=NAMES):
 
 
 def toy_dataset(count=24, seed=0):
-    return dataset_from_atoms(toy_atoms(count, seed), cutoff=4.0)
+    return dataset_from_atoms(toy_atoms(count, seed), 4.0)
 
 
 def toy_model(**fields):

@@ -151,8 +151,7 @@ def _status_kb(status: Path, key: str) -> int:
 def _one_cell(nodes: int) -> Batch:
     import ase
 
-    from ewald_jax.graph import batch_graphs
-    from ewald_jax.graph.build import graph_from_atoms
+    from ewald_jax.graph import batch_graphs, structure_from_atoms
 
     rng = np.random.default_rng(0)
     # A cubic grid at about the density of water, jittered: no two atoms on top of each other.
@@ -163,4 +162,4 @@ def _one_cell(nodes: int) -> Batch:
         numbers=np.full(nodes, 8), positions=positions, cell=[2.15 * side] * 3, pbc=True
     )
     # The block looks at no edges: the shortest cutoff keeps the list small.
-    return batch_graphs([graph_from_atoms(atoms, cutoff=1.0)])
+    return batch_graphs([structure_from_atoms(atoms, 1.0)])

@@ -54,6 +54,7 @@ def evaluate(
     training, and their test split is taken unless --split says otherwise.
     """
     from ewald_jax.data.base import load_dataset
+    from ewald_jax.models import neighborhood
     from ewald_jax.train.checkpoint import load_checkpoint
     from ewald_jax.train.evaluate import evaluate as measure
 
@@ -69,7 +70,7 @@ def evaluate(
         name = f"the data of {checkpoint}"
         config = checkpoint_data(saved, checkpoint, overrides)
         split = split or "test"
-    dataset = load_dataset(config, model.cutoff, model.max_neighbors, progress)
+    dataset = load_dataset(config, neighborhood(model), progress)
     indices = structures_of(dataset, config, split)
     if split != "train" and (
         warning := shared_with_training(saved, config, dataset, indices)

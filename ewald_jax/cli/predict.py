@@ -139,17 +139,20 @@ def _predictions(
 ) -> Iterator[ase.Atoms]:
     """Each structure with the prediction as its calculator's results."""
     from ewald_jax.graph import batch_graphs
+    from ewald_jax.models import neighborhood
     from ewald_jax.potential import predict as predict_batch
 
+    triplets = neighborhood(model).triplets
     for start in itertools.count(0, batch_size):
         chunk = list(itertools.islice(frames, batch_size))
         if not chunk:
             return
-        graphs = [
-            _graph(model, statistics, atoms, f"{source}: structure {number}")
+        built = [
+            _structure(model, statistics, atoms, f"{source}: structure {number}")
             for number, atoms in enumerate(chunk, start)
         ]
-        batch = batch_graphs(graphs, budget=_budget(graphs, batch_size))
+        budget = _budget(built, batch_size, triplets)
+        batch = batch_graphs(built, budget=budget, triplets=triplets)
         out = predict_batch(model, params, batch, statistics, forces=forces, stress=stress)
         ends = np.cumsum([len(atoms) for atoms in chunk])
         for number, (atoms, end) in enumerate(zip(chunk, ends, strict=True)):
@@ -162,30 +165,36 @@ def _predictions(
             yield _labelled(atoms, results)
 
 
-def _graph(model, statistics, atoms: ase.Atoms, where: str):
-    """The graph of a structure that the model was trained for."""
-    from ewald_jax.graph import graph_from_atoms
+def _structure(model, statistics, atoms: ase.Atoms, where: str):
+    """The edges of a structure that the model was trained for."""
+    from ewald_jax.graph import structure_from_atoms
+    from ewald_jax.models import neighborhood
 
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     try:
-        graph = graph_from_atoms(atoms, model.cutoff, model.max_neighbors, dtype)
+        structure = structure_from_atoms(atoms, neighborhood(model), dtype)
     except InputError as error:
         raise InputError(f"{where} {error}") from None
     check_known(model, statistics, atoms.numbers, atoms.pbc, where)
-    return graph
+    return structure
 
 
-def _budget(graphs, batch_size: int):
+def _budget(structures, batch_size: int, triplets: bool):
     """A padded size on a coarse grid, so that a whole file needs few compilations."""
-    from ewald_jax.graph import Budget
+    from ewald_jax.graph import Budget, sizes_of
 
     def coarse(size: int) -> int:
-        return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2))
+        return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2)) if size else 0
 
-    n_node = [int(graph.n_node[0]) for graph in graphs]
-    n_edge = sum(int(graph.n_edge[0]) for graph in graphs)
+    sizes = sizes_of(structures)
     return Budget(
-        coarse(sum(n_node) + 1), coarse(n_edge + 1), batch_size + 1, coarse(max(n_node))
+        n_node=coarse(sizes.n_node.sum() + 1),
+        n_edge=coarse(sizes.n_edge.sum() + 1),
+        n_graph=batch_size + 1,
+        max_nodes=coarse(sizes.n_node.max()),
+        n_far=coarse(sizes.n_far.sum()),
+        in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
+        out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
     )
 
 

@@ -121,13 +121,13 @@ def run_training(
     from ewald_jax.data.base import load_dataset
     from ewald_jax.data.splits import split_dataset
     from ewald_jax.data.statistics import dataset_statistics
+    from ewald_jax.models import neighborhood
     from ewald_jax.train.directory import check_directory
     from ewald_jax.train.loop import fit
 
     # Before the data are read, which may take long.
     check_directory(output, resume, overwrite)
-    cutoff, max_neighbors = config.model.cutoff, config.model.max_neighbors
-    dataset = load_dataset(config.data, cutoff, max_neighbors, progress)
+    dataset = load_dataset(config.data, neighborhood(config.model), progress)
     splits = split_dataset(config.data, dataset)
     return fit(
         config.model,

@@ -16,6 +16,7 @@ from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.labels import LABELS, LabelOptions, unit_factor
 from ewald_jax.data.statistics import StatisticsConfig
+from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
 
 READERS: dict[str, Reader] = {
@@ -132,8 +133,7 @@ class DataConfig:
 
 def load_dataset(
     config: DataConfig,
-    cutoff: float,
-    max_neighbors: int | None = None,
+    neighborhood: Neighborhood | float,
     progress: bool = False,
     labelled: bool = True,
 ) -> GraphDataset:
@@ -141,8 +141,8 @@ def load_dataset(
 
     Args:
         config: Which files and labels.
-        cutoff: Distance cutoff of the edges, Å.
-        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        neighborhood: Which edges (`models.neighborhood` says what a model needs); a number is
+            a cutoff, Å, that keeps all neighbors.
         progress: Show a progress bar on stderr while graphs are built.
         labelled: Read labels; False ignores those there are.
 
@@ -159,14 +159,13 @@ def load_dataset(
             path,
             READERS[config.kind or kind_of(path, READERS)],
             options,
-            cutoff,
-            max_neighbors,
+            neighborhood,
             config.cache_dir,
             progress,
         )
         for _, path in files
     ]
-    return GraphDataset(stores, cutoff, max_neighbors, [role for role, _ in files])
+    return GraphDataset(stores, neighborhood, [role for role, _ in files])
 
 
 def source_files(config: DataConfig) -> list[tuple[str, Path]]:
@@ -184,8 +183,7 @@ def source_files(config: DataConfig) -> list[tuple[str, Path]]:
 
 def dataset_from_atoms(
     structures: Iterable[ase.Atoms],
-    cutoff: float,
-    max_neighbors: int | None = None,
+    neighborhood: Neighborhood | float,
     options: LabelOptions | None = None,
     source: str = "structures",
 ) -> GraphDataset:
@@ -193,18 +191,16 @@ def dataset_from_atoms(
 
     Args:
         structures: At least one; labels from a calculator that holds results, or `info`.
-        cutoff: Distance cutoff of the edges, Å.
-        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        neighborhood: Which edges (`models.neighborhood` says what a model needs); a number is
+            a cutoff, Å, that keeps all neighbors.
         options: Which labels to read, ``LabelOptions(labels=())`` for none.
         source: What error messages call the list.
 
     Raises:
         InputError: If a structure is broken or labels are missing.
     """
-    store = store_from_atoms(
-        structures, source, options or LabelOptions(), cutoff, max_neighbors
-    )
-    return GraphDataset([store], cutoff, max_neighbors)
+    store = store_from_atoms(structures, source, options or LabelOptions(), neighborhood)
+    return GraphDataset([store], neighborhood)
 
 
 def expand_path(value: str, kind: str = "") -> list[Path]:

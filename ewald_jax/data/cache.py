@@ -1,4 +1,4 @@
-"""Graphs on disk, built once per file, cutoff and choice of labels.
+"""Graphs on disk, built once per file, neighborhood and choice of labels.
 
 An entry is a directory named by a hash of everything its content depends on. It is written
 under another name and renamed when complete, so an interrupted build leaves no entry, and
@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -24,12 +25,13 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from ewald_jax.data.ase_files import Reader, check_file, iterate
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
-from ewald_jax.data.store import GraphStore, StoreWriter, check_storable, open_store
-from ewald_jax.graph.build import graph_from_atoms
-from ewald_jax.graph.neighbors import neighbor_list
+from ewald_jax.data.store import GraphStore, check_storable, open_store
+from ewald_jax.data.store_writer import StoreWriter
+from ewald_jax.graph.build import structure_from_atoms
+from ewald_jax.graph.schema import Neighborhood, Structure
 from ewald_jax.typing import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it whenever an entry's arrays, or the graphs in them, change their meaning."""
 
 ENVIRONMENT = "EWALD_JAX_CACHE"
@@ -63,8 +65,7 @@ def cached_store(
     path: Path,
     reader: Reader,
     options: LabelOptions,
-    cutoff: float,
-    max_neighbors: int | None,
+    neighborhood: Neighborhood | float,
     cache_dir: str = "",
     progress: bool = False,
 ) -> GraphStore:
@@ -74,18 +75,18 @@ def cached_store(
         path: The file.
         reader: How it is read.
         options: Which labels to read.
-        cutoff: Distance cutoff of the edges, Å.
-        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        neighborhood: Which edges; a number is a cutoff, Å, that keeps all neighbors.
         cache_dir: See `cache_directory`.
         progress: Show a progress bar on stderr while building.
 
     Raises:
         InputError: If the file or a structure in it is broken, or the cache cannot be written.
     """
+    neighborhood = Neighborhood.of(neighborhood)
     check_file(path)
-    key = _key(path, reader, options, cutoff, max_neighbors)
+    key = _key(path, reader, options, neighborhood)
     frames = standardise(iterate(path, reader), path, options)
-    graphs = _Graphs(frames, str(path), cutoff, max_neighbors, progress)
+    graphs = _Graphs(frames, str(path), neighborhood, progress)
     folder = cache_directory(cache_dir)
     if folder is None:
         return _build_in_memory(graphs, str(path), key)
@@ -102,8 +103,7 @@ def store_from_atoms(
     frames: Iterable[ase.Atoms],
     source: str,
     options: LabelOptions,
-    cutoff: float,
-    max_neighbors: int | None = None,
+    neighborhood: Neighborhood | float,
 ) -> GraphStore:
     """The graphs of structures in memory.
 
@@ -111,20 +111,18 @@ def store_from_atoms(
         InputError: If a structure is broken, or labels are missing.
     """
     standard = standardise(frames, source, options)
-    graphs = _Graphs(standard, source, cutoff, max_neighbors, progress=False)
+    graphs = _Graphs(standard, source, Neighborhood.of(neighborhood), progress=False)
     return _build_in_memory(graphs, source)
 
 
 class _Graphs:
-    """Iterates over graph, targets and metadata of each structure; errors name the place."""
+    """Graph and far edges, targets and metadata of each structure; errors name the place."""
 
-    def __init__(self, frames, source, cutoff, max_neighbors, progress):
+    def __init__(self, frames, source, neighborhood, progress):
         self._frames, self._source, self._progress = frames, source, progress
-        self._cutoff, self._max_neighbors = cutoff, max_neighbors
-        # Wrong settings must not be blamed on the first structure.
-        neighbor_list(np.zeros((1, 3)), np.eye(3), np.zeros(3, bool), cutoff, max_neighbors)
+        self._neighborhood = neighborhood
 
-    def __iter__(self) -> Iterator[tuple]:
+    def __iter__(self) -> Iterator[tuple[Structure, dict[str, np.ndarray], dict[str, Any]]]:
         name = Path(self._source).name
         with contextlib.ExitStack() as stack:
             if self._progress:
@@ -132,15 +130,13 @@ class _Graphs:
                 task = bar.add_task(f"graphs of {name}", total=None)
             for index, atoms in enumerate(self._frames):
                 try:
-                    graph = graph_from_atoms(
-                        atoms, self._cutoff, self._max_neighbors, np.float64
-                    )
-                    check_storable(graph)
+                    structure = structure_from_atoms(atoms, self._neighborhood, np.float64)
+                    check_storable(structure)
                 except InputError as error:
                     raise InputError(
                         f"{self._source}: structure {index} {error}"
                     ) from error
-                yield graph, structure_targets(atoms), metadata(atoms)
+                yield structure, structure_targets(atoms), metadata(atoms)
                 if self._progress:
                     bar.advance(task)
 
@@ -156,11 +152,7 @@ def _progress_bar() -> Progress:
 
 
 def _key(
-    path: Path,
-    reader: Reader,
-    options: LabelOptions,
-    cutoff: float,
-    max_neighbors: int | None,
+    path: Path, reader: Reader, options: LabelOptions, neighborhood: Neighborhood
 ) -> str:
     try:
         content = [_hash_file(p) for p in (path, *reader.companions(path))]
@@ -173,8 +165,7 @@ def _key(
         "reader": reader.read.__name__,
         "content": content,
         "options": options._asdict(),
-        "cutoff": float(cutoff),
-        "max_neighbors": max_neighbors,
+        "edges": neighborhood.edge_fields(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -202,8 +193,8 @@ def _open(entry: Path, path: Path, key: str) -> GraphStore | None:
 
 def _build_in_memory(graphs: _Graphs, source: str, key: str = "") -> GraphStore:
     with StoreWriter() as writer:
-        for graph, targets, info in graphs:
-            writer.add(graph, targets, info)
+        for structure, targets, info in graphs:
+            writer.add(structure, targets, info)
         arrays, infos = writer.finish()
     if not infos:
         raise InputError(f"{source} has no structures, expected at least one")
@@ -217,8 +208,8 @@ def _build(entry: Path, graphs: _Graphs) -> None:
     building.mkdir()
     try:
         with StoreWriter(building) as writer:
-            for graph, targets, info in graphs:
-                writer.add(graph, targets, info)
+            for structure, targets, info in graphs:
+                writer.add(structure, targets, info)
             writer.finish()
         _publish(building, entry)
     finally:

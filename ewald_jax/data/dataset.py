@@ -1,6 +1,7 @@
 """A data set as training sees it: structures by number, from one file or several."""
 
 import bisect
+import copy
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ewald_jax.data.store import GraphStore, Sample
-from ewald_jax.graph.schema import ENERGY, FREE
+from ewald_jax.graph.schema import ENERGY, FREE, Neighborhood, Sizes
 from ewald_jax.typing import InputError
 
 
@@ -18,8 +19,8 @@ class GraphDataset:
     """Structures as graphs with labels, from one file or several, read on demand.
 
     Attributes:
-        cutoff: Distance cutoff of the edges, Å.
-        max_neighbors: Nearest neighbors kept for each atom, None for all.
+        neighborhood: Which edges the structures have, and whether batches list triplets.
+        sizes: What each structure takes up in a batch.
         n_node: [structures] atoms of each.
         n_edge: [structures] edges of each.
         labels: Labels that every structure has; ``free`` among them if any atom is fixed.
@@ -30,16 +31,14 @@ class GraphDataset:
     def __init__(
         self,
         stores: Sequence[GraphStore],
-        cutoff: float,
-        max_neighbors: int | None = None,
+        neighborhood: Neighborhood | float,
         roles: Sequence[str] | None = None,
     ):
         """Joins the graphs of several files.
 
         Args:
             stores: One per file, at least one.
-            cutoff: Distance cutoff they were built with, Å.
-            max_neighbors: Neighbor limit they were built with.
+            neighborhood: Which edges they were built with; a number is a cutoff, Å.
             roles: Split that each file was given for.
 
         Raises:
@@ -53,11 +52,12 @@ class GraphDataset:
                     f"{first.source} has {', '.join(first.labels) or 'none'}; expected the "
                     "same in all files, or data.labels with the labels to use"
                 )
-        self.cutoff, self.max_neighbors = cutoff, max_neighbors
+        self.neighborhood = Neighborhood.of(neighborhood)
         self._stores = tuple(stores)
         self._starts = list(itertools.accumulate(map(len, stores), initial=0))
-        self.n_node = np.concatenate([store.n_node for store in stores])
-        self.n_edge = np.concatenate([store.n_edge for store in stores])
+        columns = zip(*(store.sizes for store in stores), strict=True)
+        self.sizes = Sizes(*(np.concatenate(column) for column in columns))
+        self.n_node, self.n_edge = self.sizes.n_node, self.sizes.n_edge
         self._all_free = all(store.all_free for store in stores)
         self.labels = first.labels + (() if self._all_free else (FREE,))
         self.roles = np.repeat(list(roles or [""] * len(stores)), list(map(len, stores)))
@@ -79,6 +79,29 @@ class GraphDataset:
     def __iter__(self) -> Iterator[Sample]:
         """All structures in order."""
         return (self[index] for index in range(len(self)))
+
+    def suited_to(self, needed: Neighborhood) -> "GraphDataset":
+        """The same structures for a model, with triplets if it needs them.
+
+        Args:
+            needed: What the model needs (see `models.neighborhood`).
+
+        Returns:
+            A data set that shares the arrays of this one.
+
+        Raises:
+            InputError: If the edges are not those that the model needs.
+        """
+        have, need = self.neighborhood.edge_fields(), needed.edge_fields()
+        for name, value in need.items():
+            if have[name] != value:
+                raise InputError(
+                    f"the data set was made with the neighborhood {name} = {have[name]}, but "
+                    f"the model needs {value}; expected the same"
+                )
+        suited = copy.copy(self)
+        suited.neighborhood = needed
+        return suited
 
     def species(self, index: int) -> np.ndarray:
         """Atomic numbers [n] of a structure."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.statistics import Statistics
-from ewald_jax.graph.batching import batch_graphs, budgets_from_sizes, choose_budget
+from ewald_jax.graph.batching import batch_graphs
+from ewald_jax.graph.budgets import budgets_from_sizes, choose_budget
 from ewald_jax.graph.schema import (
     CELL,
     ENERGY,
@@ -29,7 +30,7 @@ _DONE = object()
 
 
 class Loader:
-    """Batches of some structures of a data set.
+    """Batches of some structures of a data set, with triplets if its neighborhood has them.
 
     Attributes:
         indices: [structures] which structures, in the order without a shuffle.
@@ -77,10 +78,10 @@ class Loader:
             raise InputError("a loader needs at least one structure, the split is empty")
         if budgets is None:
             budgets = budgets_from_sizes(
-                dataset.n_node[self.indices],
-                dataset.n_edge[self.indices],
+                dataset.sizes.take(self.indices),
                 batch_size,
                 max_buckets,
+                triplets=dataset.neighborhood.triplets,
             )
         self.budgets = tuple(budgets)
         self._check_sizes()
@@ -115,18 +116,14 @@ class Loader:
 
     def _batch(self, indices: np.ndarray) -> Batch:
         samples = [self.dataset[index] for index in indices]
-        n_node, n_edge = self.dataset.n_node[indices], self.dataset.n_edge[indices]
-        budget = choose_budget(
-            self.budgets,
-            int(n_node.sum()),
-            int(n_edge.sum()),
-            len(indices),
-            int(n_node.max()),
-        )
+        sizes = self.dataset.sizes.take(indices)
         batch = batch_graphs(
-            [s.graph for s in samples], [s.targets for s in samples], budget
+            [sample.structure for sample in samples],
+            [sample.targets for sample in samples],
+            choose_budget(self.budgets, sizes),
+            self.dataset.neighborhood.triplets,
         )
-        return self._cast(batch, n_node)
+        return self._cast(batch, sizes.n_node)
 
     def _cast(self, batch: Batch, n_node: np.ndarray) -> Batch:
         graph, targets, dtype = batch.graph, dict(batch.targets), self._dtype
@@ -145,17 +142,25 @@ class Loader:
         return batch._replace(graph=graph, targets=targets)
 
     def _check_sizes(self) -> None:
-        largest = self.budgets[-1]
-        n_node, n_edge = self.dataset.n_node, self.dataset.n_edge
-        atoms = min(largest.max_nodes, largest.n_node - 1)
-        too_large = (n_node[self.indices] > atoms) | (n_edge[self.indices] > largest.n_edge)
-        if too_large.any():
-            index = int(self.indices[np.flatnonzero(too_large)[0]])
-            raise InputError(
-                f"{self.dataset.where(index)} is larger than the budget of a batch: "
-                f"{n_node[index]} atoms and {n_edge[index]} edges, expected at most {atoms} "
-                f"and {largest.n_edge}"
-            )
+        largest, sizes = self.budgets[-1], self.dataset.sizes.take(self.indices)
+        limits = [
+            ("atoms", sizes.n_node, min(largest.max_nodes, largest.n_node - 1)),
+            ("edges", sizes.n_edge, largest.n_edge),
+            ("far edges", sizes.n_far, largest.n_far),
+        ]
+        if self.dataset.neighborhood.triplets:
+            limits += [
+                ("edges into one atom", sizes.in_slots, largest.in_slots),
+                ("edges out of one atom", sizes.out_slots, largest.out_slots),
+            ]
+        for what, counts, limit in limits:
+            too_large = np.flatnonzero(counts > limit)
+            if len(too_large):
+                index = int(self.indices[too_large[0]])
+                raise InputError(
+                    f"{self.dataset.where(index)} is larger than the budget of a batch: "
+                    f"{counts[too_large[0]]} {what}, expected at most {limit}"
+                )
 
 
 def _ahead(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:

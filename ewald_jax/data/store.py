@@ -1,15 +1,14 @@
 """Graphs of one file as flat arrays, in memory or as .npy files that are mapped, not read.
 
-One array per quantity holds all structures end to end; `n_node` and `n_edge` say where each
-begins. Floats are float64 so that nothing is lost; indices take as few bytes as they can.
+One array per quantity holds all structures end to end; `n_node`, `n_edge` and `n_far` say where
+each begins. Floats are float64 so that nothing is lost; indices take as few bytes as they can.
 """
 
-import contextlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -24,15 +23,22 @@ from ewald_jax.graph.schema import (
     SHIFTS,
     SPECIES,
     STRESS,
+    Edges,
+    Sizes,
+    Structure,
 )
 from ewald_jax.typing import InputError
 
 N_NODE, N_EDGE, SENDERS, RECEIVERS = "n_node", "n_edge", "senders", "receivers"
+IN_SLOTS, OUT_SLOTS, N_FAR = "in_slots", "out_slots", "n_far"
+FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS = "far_senders", "far_receivers", "far_shifts"
 
 # name -> (what there is one row of, shape of a row, dtype on disk)
-_LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
+LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
     N_NODE: ("graph", (), np.int32),
     N_EDGE: ("graph", (), np.int32),
+    IN_SLOTS: ("graph", (), np.int32),
+    OUT_SLOTS: ("graph", (), np.int32),
     CELL: ("graph", (3, 3), np.float64),
     PBC: ("graph", (3,), np.bool_),
     SPECIES: ("node", (), np.uint8),
@@ -44,9 +50,14 @@ _LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
     ENERGY: ("graph", (), np.float64),
     FORCES: ("node", (3,), np.float64),
     STRESS: ("graph", (3, 3), np.float64),
+    N_FAR: ("graph", (), np.int32),
+    FAR_SENDERS: ("far edge", (), np.int32),
+    FAR_RECEIVERS: ("far edge", (), np.int32),
+    FAR_SHIFTS: ("far edge", (3,), np.int16),
 }
 _LABELS = (ENERGY, FORCES, STRESS)
-_META, _INFOS = "meta.json", "infos.jsonl"
+_FAR = (N_FAR, FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS)
+META, INFOS = "meta.json", "infos.jsonl"
 
 
 class Sample(NamedTuple):
@@ -56,10 +67,17 @@ class Sample(NamedTuple):
         graph: Unpadded graph of numpy arrays, floats in float64 (see `graph.schema`).
         targets: ``energy`` [] eV, ``forces`` [n, 3] eV/Å, ``stress`` [3, 3] eV/Å^3, ``free``
             [n] bool; labels that the data set does not have are absent.
+        far_edges: The second set of edges, if the data set was made with one.
     """
 
     graph: jraph.GraphsTuple
     targets: dict[str, np.ndarray]
+    far_edges: Edges | None = None
+
+    @property
+    def structure(self) -> Structure:
+        """What goes into a batch beside the labels."""
+        return Structure(self.graph, self.far_edges)
 
 
 class GraphStore:
@@ -70,8 +88,7 @@ class GraphStore:
         fingerprint: What the content depends on, as a hash.
         arrays: Flat arrays by name.
         labels: The labels that every structure has.
-        n_node: [structures] atoms of each.
-        n_edge: [structures] edges of each.
+        sizes: What each structure takes up in a batch.
     """
 
     def __init__(
@@ -90,17 +107,26 @@ class GraphStore:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         self.source, self.fingerprint, self._infos = source, fingerprint, infos
         self.labels = tuple(name for name in _LABELS if name in self.arrays)
-        self.n_node = np.array(self.arrays[N_NODE], np.int64)
-        self.n_edge = np.array(self.arrays[N_EDGE], np.int64)
-        self._first_node = np.concatenate([[0], np.cumsum(self.n_node)])
-        self._first_edge = np.concatenate([[0], np.cumsum(self.n_edge)])
+        self._has_far = N_FAR in self.arrays
+        no_far = np.zeros(len(self.arrays[N_NODE]))
+        self.sizes = Sizes(
+            *(
+                np.array(self.arrays.get(name, no_far), np.int64)
+                for name in (N_NODE, N_EDGE, N_FAR, IN_SLOTS, OUT_SLOTS)
+            )
+        )
+        self._first_node, self._first_edge, self._first_far = (
+            np.concatenate([[0], np.cumsum(count)]) for count in self.sizes[:3]
+        )
         rows = {
-            "graph": len(self.n_node),
+            "graph": len(self.sizes.n_node),
             "node": int(self._first_node[-1]),
             "edge": int(self._first_edge[-1]),
+            "far edge": int(self._first_far[-1]),
         }
-        for name, (per, shape, dtype) in _LAYOUT.items():
-            if name in _LABELS and name not in self.arrays:
+        absent = set(_LABELS) - set(self.arrays) | set(() if self._has_far else _FAR)
+        for name, (per, shape, dtype) in LAYOUT.items():
+            if name in absent:
                 continue
             array = self.arrays[name]
             if array.shape != (rows[per], *shape) or array.dtype != dtype:
@@ -108,7 +134,7 @@ class GraphStore:
 
     def __len__(self) -> int:
         """Number of structures."""
-        return len(self.n_node)
+        return len(self.sizes.n_node)
 
     @cached_property
     def all_free(self) -> bool:
@@ -148,148 +174,50 @@ class GraphStore:
         )
         where = {ENERGY: index, STRESS: index, FORCES: nodes}
         targets = {name: a[name][where[name]] for name in self.labels}
-        return Sample(graph, {**targets, FREE: a[FREE][nodes]})
+        return Sample(graph, {**targets, FREE: a[FREE][nodes]}, self._far_edges(index))
+
+    def _far_edges(self, index: int) -> Edges | None:
+        if not self._has_far:
+            return None
+        far = slice(int(self._first_far[index]), int(self._first_far[index + 1]))
+        return Edges(
+            self.arrays[FAR_SENDERS][far],
+            self.arrays[FAR_RECEIVERS][far],
+            self.arrays[FAR_SHIFTS][far].astype(np.int32),
+        )
 
 
-def check_storable(graph: jraph.GraphsTuple) -> None:
-    """Refuses graphs that the small integer types cannot hold.
+def check_storable(structure: Structure) -> None:
+    """Refuses structures that the small integer types cannot hold.
 
     Raises:
         InputError: If neighbors are too many lattice vectors apart.
     """
-    shifts, limit = graph.edges[SHIFTS], np.iinfo(_LAYOUT[SHIFTS][2]).max
-    if len(shifts) and np.abs(shifts).max() > limit:
-        raise InputError(
-            f"has atoms more than {limit} lattice vectors apart, expected positions near the "
-            "cell"
-        )
-
-
-class StoreWriter:
-    """Collects graphs one by one, in memory or in the files of a directory.
-
-    Use as a context manager, so that files are closed whatever happens.
-    """
-
-    def __init__(self, directory: Path | None = None):
-        """Args: directory: Where to write; None keeps everything in memory."""
-        self._directory = directory
-        self._columns: dict[str, _Column] = {}
-        self._infos: list[dict[str, Any]] = []
-        self._info_file: BinaryIO | None = None
-        if directory is not None:
-            self._info_file = open(directory / _INFOS, "wb")
-
-    def __enter__(self) -> "StoreWriter":
-        """Nothing to do: files are open already."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Closes the files; `finish` has closed them already if all went well."""
-        files = [column.file for column in self._columns.values()] + [self._info_file]
-        for file in files:
-            # On a full disk, closing fails as writing did.
-            with contextlib.suppress(OSError):
-                if file is not None:
-                    file.close()
-
-    def add(
-        self,
-        graph: jraph.GraphsTuple,
-        targets: Mapping[str, np.ndarray],
-        info: dict[str, Any],
-    ) -> None:
-        """Appends one structure; all structures must have the same labels."""
-        rows = {
-            **graph.nodes,
-            **graph.edges,
-            **graph.globals,
-            SENDERS: graph.senders,
-            RECEIVERS: graph.receivers,
-            N_NODE: graph.n_node,
-            N_EDGE: graph.n_edge,
-            **targets,
-        }
-        for name, values in rows.items():
-            per, shape, dtype = _LAYOUT[name]
-            if name not in self._columns:
-                path = self._directory and self._directory / f"{name}.npy"
-                self._columns[name] = _Column(path, shape, np.dtype(dtype))
-            self._columns[name].append(np.reshape(values, (-1, *shape)))
-        if self._info_file is None:
-            self._infos.append(info)
-        else:
-            self._info_file.write(json.dumps(info).encode() + b"\n")
-
-    def finish(self) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """Completes the files, or returns what was collected in memory."""
-        arrays = {name: column.finish() for name, column in self._columns.items()}
-        if self._directory is None:
-            return arrays, self._infos
-        self._info_file.close()
-        size = (self._directory / _INFOS).stat().st_size
-        meta = json.dumps({"arrays": sorted(arrays), "infos_bytes": size})
-        # Last, so that a directory with this file has all the others.
-        (self._directory / _META).write_text(meta, encoding="utf-8")
-        return {}, []
+    limit = np.iinfo(LAYOUT[SHIFTS][2]).max
+    far = () if structure.far_edges is None else (structure.far_edges.shifts,)
+    for shifts in (structure.graph.edges[SHIFTS], *far):
+        if np.abs(shifts).max(initial=0) > limit:
+            raise InputError(
+                f"has atoms more than {limit} lattice vectors apart, expected positions near "
+                "the cell"
+            )
 
 
 def open_store(directory: Path, source: str, fingerprint: str) -> GraphStore:
-    """Maps the files that a `StoreWriter` made.
+    """Maps the files that a `store_writer.StoreWriter` made.
 
     Raises:
         OSError: If a file is missing.
         ValueError: If a file is truncated or the files do not belong together.
     """
-    meta = json.loads((directory / _META).read_text(encoding="utf-8"))
-    missing = set(_LAYOUT) - set(_LABELS) - set(meta["arrays"])
+    meta = json.loads((directory / META).read_text(encoding="utf-8"))
+    missing = set(LAYOUT) - set(_LABELS) - set(_FAR) - set(meta["arrays"])
     if missing:
         raise ValueError(f"array {min(missing)} is missing")
-    if (directory / _INFOS).stat().st_size != meta["infos_bytes"]:
+    if (directory / INFOS).stat().st_size != meta["infos_bytes"]:
         raise ValueError("metadata are truncated")
     arrays = {
         name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in meta["arrays"]
     }
-    return GraphStore(arrays, directory / _INFOS, source, fingerprint)
-
-
-class _Column:
-    """One growing array: a list of pieces, or a .npy file whose header comes last."""
-
-    def __init__(self, path: Path | None, shape: tuple[int, ...], dtype: np.dtype):
-        self._shape, self._dtype, self._length = shape, dtype, 0
-        self._pieces: list[np.ndarray] = []
-        self.file: BinaryIO | None = None
-        if path is not None:
-            self.file = open(path, "wb")
-            self._write_header()
-
-    def append(self, rows: np.ndarray) -> None:
-        # A copy even of the right dtype: rows may be a view of something large.
-        rows = np.array(rows, self._dtype, order="C")
-        self._length += len(rows)
-        if self.file is None:
-            self._pieces.append(rows)
-        else:
-            # Not tofile, which forgets why it failed (a full disk).
-            self.file.write(rows.tobytes())
-
-    def finish(self) -> np.ndarray | None:
-        if self.file is None:
-            return np.concatenate(self._pieces)
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-        return None
-
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the first dimension to grow.
-        np.lib.format.write_array_header_1_0(
-            self.file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-                "fortran_order": False,
-                "shape": (self._length, *self._shape),
-            },
-        )
+    return GraphStore(arrays, directory / INFOS, source, fingerprint)

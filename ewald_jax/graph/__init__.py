@@ -1,10 +1,11 @@
 """Host side, numpy: from `ase.Atoms` to padded batches of `jraph.GraphsTuple`."""
 
-from ewald_jax.graph.batching import (
-    batch_graphs,
+from ewald_jax.graph.batching import batch_graphs
+from ewald_jax.graph.budgets import (
     budgets_from_sizes,
     choose_budget,
     single_budget,
+    sizes_of,
 )
 from ewald_jax.graph.build import check_atoms, graph_from_atoms, structure_from_atoms
 from ewald_jax.graph.neighbors import neighbor_list
@@ -35,5 +36,6 @@ __all__ = [
     "graph_from_atoms",
     "neighbor_list",
     "single_budget",
+    "sizes_of",
     "structure_from_atoms",
 ]

@@ -1,14 +1,11 @@
-"""Padded batches of static shape, and the budgets (shapes) that a data set needs.
-
-Each distinct shape costs one compilation, so batches are padded to the smallest of a few
-budgets. The last budget fits any batch; the smaller ones fit typical batches.
-"""
+"""Structures joined into one padded batch of static shape."""
 
 from collections.abc import Mapping, Sequence
 
 import jraph
 import numpy as np
 
+from ewald_jax.graph.budgets import choose_budget, sizes_of
 from ewald_jax.graph.schema import (
     CELL,
     ENERGY,
@@ -16,189 +13,145 @@ from ewald_jax.graph.schema import (
     FREE,
     GRAPH_TARGETS,
     NODE_TARGETS,
+    SHIFTS,
+    SPECIES,
     STRESS,
     Batch,
     Budget,
+    Edges,
+    Structure,
+    Triplets,
 )
+from ewald_jax.graph.triplets import build_triplets, degrees
 from ewald_jax.typing import InputError
-
-_QUANTILES = (0.5, 0.95, 1.0)
-"""Of simulated batch sizes; with the worst case they make the default four buckets."""
-
-_SIMULATED_BATCHES = 512
 
 
 def batch_graphs(
-    graphs: Sequence[jraph.GraphsTuple],
+    structures: Sequence[Structure],
     targets: Sequence[Mapping[str, np.ndarray]] | None = None,
     budget: Budget | None = None,
+    triplets: bool = False,
 ) -> Batch:
     """Joins structures into one batch and pads it.
 
     Args:
-        graphs: One unpadded graph per structure (numpy).
+        structures: Unpadded (numpy), all of them with far edges or none.
         targets: Labels per structure: scalars ``energy``, [n, 3] ``forces``, [3, 3]
             ``stress``, [n] ``free``; only labels that all structures have are kept.
         budget: Shape to pad to; None leaves the batch unpadded.
+        triplets: Also list the edges that meet at each node; a budget must have slots then.
 
     Returns:
         The batch, numpy arrays.
 
     Raises:
-        InputError: If there are no structures, they do not fit the budget, or the labels are
-            not those of the structures.
+        InputError: If there are no structures, they do not fit the budget, only some have far
+            edges, or the labels are not those of the structures.
     """
-    if not graphs:
+    if not structures:
         raise InputError("a batch needs at least one structure")
+    graphs = [structure.graph for structure in structures]
     _check_targets(targets or [], graphs)
-    graph = jraph.batch_np(list(graphs)) if len(graphs) > 1 else graphs[0]
+    graph = jraph.batch_np(graphs) if len(graphs) > 1 else graphs[0]
     # jraph's offsets are int64: a batch of one and a batch of two would be two compilations.
     graph = graph._replace(
         senders=graph.senders.astype(np.int32), receivers=graph.receivers.astype(np.int32)
     )
-    n_node = np.asarray(graph.n_node)
+    n_node, n_edge = np.asarray(graph.n_node), int(graph.n_edge.sum())
+    far_edges = _joined([structure.far_edges for structure in structures], n_node)
     if budget is None:
         rows, slots = len(n_node), int(n_node.max())
+        edge_slots = (degrees(graph.receivers), degrees(graph.senders)) if triplets else ()
     else:
-        _check_fits(graph, budget)
+        choose_budget([budget], sizes_of(structures))
         rows, slots = budget.n_graph - 1, budget.max_nodes
-        graph = _pad(graph, budget)
-    index = _dense_index(n_node, rows, slots, empty=len(graph.nodes["species"]))
-    return Batch(graph, index, _batch_targets(targets or [], graph))
+        edge_slots = (budget.in_slots, budget.out_slots)
+        if triplets and 0 in edge_slots:
+            raise InputError(f"triplets need slots, but the budget has none: {budget}")
+        graph = _padded(graph, budget)
+        far_edges = _padded_far(far_edges, budget.n_far, int(n_node.sum()))
+    index = _dense_index(n_node, rows, slots, empty=len(graph.nodes[SPECIES]))
+    return Batch(
+        graph,
+        index,
+        _batch_targets(targets or [], graph),
+        _triplets(graph, n_edge, *edge_slots) if triplets else None,
+        far_edges,
+    )
 
 
-def budgets_from_sizes(
-    n_node: np.ndarray,
-    n_edge: np.ndarray,
-    batch_size: int,
-    max_buckets: int = 4,
-    seed: int = 0,
-) -> tuple[Budget, ...]:
-    """Chooses the shapes of a data set's batches, ascending.
-
-    Batches of `batch_size` random structures are drawn, and shapes taken at quantiles of
-    their totals. The last shape holds the largest structures all at once, so that every batch
-    fits one; it is compiled only if a batch ever needs it.
-
-    Args:
-        n_node: [structures] atoms of each.
-        n_edge: [structures] edges of each.
-        batch_size: Structures per batch.
-        max_buckets: Most shapes, at least 1.
-        seed: Of the simulated batches.
-
-    Returns:
-        One to `max_buckets` budgets.
-
-    Raises:
-        InputError: If there are no structures, or `batch_size` or `max_buckets` is below 1.
-    """
-    n_node, n_edge = np.asarray(n_node, np.int64), np.asarray(n_edge, np.int64)
-    if len(n_node) == 0:
-        raise InputError("budgets need at least one structure, the data set is empty")
-    if batch_size < 1 or max_buckets < 1:
+def _joined(far_edges: Sequence[Edges | None], n_node: np.ndarray) -> Edges | None:
+    """The far edges of all structures with the numbers that nodes have in the batch."""
+    missing = [index for index, edges in enumerate(far_edges) if edges is None]
+    if len(missing) == len(far_edges):
+        return None
+    if missing:
         raise InputError(
-            f"batch_size and max_buckets must be at least 1, not {batch_size}, {max_buckets}"
+            f"structure {missing[0]} has no far edges, but others of the batch have"
         )
-    size = min(batch_size, len(n_node))
-    slots = _round_up(int(n_node.max()), 4)
-
-    def worst(sizes: np.ndarray) -> int:
-        return int(np.sort(sizes)[-size:].sum())
-
-    def shape(nodes: float, edges: float) -> Budget:
-        return Budget(
-            _round_up(int(nodes) + 1, 16),
-            _round_up(max(int(edges), 1), 64),
-            size + 1,
-            slots,
-        )
-
-    largest = shape(worst(n_node), worst(n_edge))
-    rng = np.random.default_rng(seed)
-    draws = np.stack(
-        [rng.choice(len(n_node), size, replace=False) for _ in range(_SIMULATED_BATCHES)]
-    )
-    nodes, edges = n_node[draws].sum(1), n_edge[draws].sum(1)
-    budgets = [shape(np.quantile(nodes, q), np.quantile(edges, q)) for q in _QUANTILES]
-    # Shapes within 5 % of the next larger one are not worth a compilation.
-    kept = [largest]
-    for budget in reversed(budgets):
-        if budget.n_node < 0.95 * kept[0].n_node or budget.n_edge < 0.95 * kept[0].n_edge:
-            kept.insert(0, budget)
-    return tuple(kept[-max_buckets:])
-
-
-def choose_budget(
-    budgets: Sequence[Budget], n_node: int, n_edge: int, n_graph: int, max_nodes: int
-) -> Budget:
-    """The smallest budget that holds a batch of these totals.
-
-    Raises:
-        InputError: If none does, with the totals and the largest budget.
-    """
-    for budget in budgets:
-        if (
-            n_node < budget.n_node
-            and n_edge <= budget.n_edge
-            and n_graph < budget.n_graph
-            and max_nodes <= budget.max_nodes
-        ):
-            return budget
-    raise InputError(
-        f"a batch of {n_graph} structures with {n_node} atoms, {n_edge} edges and up to "
-        f"{max_nodes} atoms in one structure is larger than the largest budget "
-        f"{budgets[-1]}; expected a smaller batch size, or budgets made from these data"
+    starts = np.cumsum(n_node) - n_node
+    return Edges(
+        *(
+            np.concatenate(
+                [
+                    getattr(e, end) + first
+                    for e, first in zip(far_edges, starts, strict=True)
+                ]
+            ).astype(np.int32)
+            for end in ("senders", "receivers")
+        ),
+        np.concatenate([edges.shifts for edges in far_edges]).astype(np.int32),
     )
 
 
-def single_budget(graphs: Sequence[jraph.GraphsTuple]) -> Budget:
-    """A budget that just fits these structures, rounded up so that similar ones fit too."""
-    n_node = sum(int(g.n_node.sum()) for g in graphs)
-    n_edge = sum(int(g.n_edge.sum()) for g in graphs)
-    slots = max(int(g.n_node.max()) for g in graphs)
-    return Budget(
-        _round_up(n_node + 1, 16),
-        _round_up(max(n_edge, 1), 64),
-        len(graphs) + 1,
-        _round_up(slots, 4),
+def _padded_far(edges: Edges | None, n_far: int, padding_node: int) -> Edges | None:
+    if edges is None:
+        return None
+    return Edges(
+        _extended(edges.senders, n_far, padding_node),
+        _extended(edges.receivers, n_far, padding_node),
+        _extended(edges.shifts, n_far),
     )
 
 
-def _check_fits(graph: jraph.GraphsTuple, budget: Budget) -> None:
-    sizes = np.asarray(graph.n_node)
-    choose_budget(
-        [budget], int(sizes.sum()), int(graph.n_edge.sum()), len(sizes), int(sizes.max())
-    )
-
-
-def _pad(graph: jraph.GraphsTuple, budget: Budget) -> jraph.GraphsTuple:
+def _padded(graph: jraph.GraphsTuple, budget: Budget) -> jraph.GraphsTuple:
     n_real = len(graph.n_node)
-    padding = budget.n_graph - n_real
-
-    def tail(x: np.ndarray, length: int) -> np.ndarray:
-        out = np.zeros((length,) + x.shape[1:], x.dtype)
-        out[: len(x)] = x
-        return out
-
     n_node, n_edge = int(graph.n_node.sum()), int(graph.n_edge.sum())
-    globals_ = {key: tail(value, budget.n_graph) for key, value in graph.globals.items()}
+    globals_ = {
+        key: _extended(value, budget.n_graph) for key, value in graph.globals.items()
+    }
     globals_[CELL][n_real:] = np.eye(3, dtype=globals_[CELL].dtype)
-    senders, receivers = (
-        np.concatenate([x, np.full(budget.n_edge - n_edge, n_node, x.dtype)])
-        for x in (graph.senders, graph.receivers)
-    )
-    counts = np.zeros(padding, np.int32)
-    pad_node, pad_edge = counts.copy(), counts.copy()
+    pad_node, pad_edge = np.zeros((2, budget.n_graph - n_real), np.int32)
     pad_node[0], pad_edge[0] = budget.n_node - n_node, budget.n_edge - n_edge
     return jraph.GraphsTuple(
-        nodes={key: tail(value, budget.n_node) for key, value in graph.nodes.items()},
-        edges={key: tail(value, budget.n_edge) for key, value in graph.edges.items()},
-        senders=senders,
-        receivers=receivers,
+        nodes={key: _extended(value, budget.n_node) for key, value in graph.nodes.items()},
+        edges={key: _extended(value, budget.n_edge) for key, value in graph.edges.items()},
+        senders=_extended(graph.senders, budget.n_edge, n_node),
+        receivers=_extended(graph.receivers, budget.n_edge, n_node),
         globals=globals_,
         n_node=np.concatenate([graph.n_node, pad_node]),
         n_edge=np.concatenate([graph.n_edge, pad_edge]),
+    )
+
+
+def _extended(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:
+    """A copy, filled up to `length` rows."""
+    out = np.full((length,) + x.shape[1:], value, x.dtype)
+    out[: len(x)] = x
+    return out
+
+
+def _triplets(
+    graph: jraph.GraphsTuple, n_edge: int, in_slots: int, out_slots: int
+) -> Triplets:
+    return build_triplets(
+        graph.senders,
+        graph.receivers,
+        graph.edges[SHIFTS],
+        len(graph.nodes[SPECIES]),
+        n_edge,
+        in_slots,
+        out_slots,
     )
 
 
@@ -231,7 +184,7 @@ def _batch_targets(
     if not targets:
         return {}
     shared = set.intersection(*(set(t) for t in targets))
-    n_node, n_graph = len(graph.nodes["species"]), len(graph.n_node)
+    n_node, n_graph = len(graph.nodes[SPECIES]), len(graph.n_node)
     out = {}
     for keys, length, join in (
         (GRAPH_TARGETS, n_graph, np.stack),
@@ -240,10 +193,5 @@ def _batch_targets(
         for key in keys:
             if key in shared:
                 values = join([np.asarray(t[key]) for t in targets])
-                out[key] = np.zeros((length,) + values.shape[1:], values.dtype)
-                out[key][: len(values)] = values
+                out[key] = _extended(values, length)
     return out
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -29,22 +29,23 @@ MIN_CELL_HEIGHT = 1e-3
 
 def structure_from_atoms(
     atoms: ase.Atoms,
-    neighborhood: Neighborhood,
+    neighborhood: Neighborhood | float,
     dtype: np.dtype | type = np.float32,
 ) -> Structure:
     """Builds the graph of one structure and whatever else a model needs of it.
 
     Args:
         atoms: The structure; any `pbc`, any cell shape, atoms anywhere.
-        neighborhood: Which edges.
+        neighborhood: Which edges; a number is a cutoff, Å, that keeps all neighbors.
         dtype: Of positions and cell.
 
     Returns:
         The graph, numpy arrays, without padding, and the far edges.
 
     Raises:
-        InputError: As `graph_from_atoms`.
+        InputError: As `graph_from_atoms`, or if the cutoff is not positive and finite.
     """
+    neighborhood = Neighborhood.of(neighborhood)
     graph = graph_from_atoms(
         atoms,
         neighborhood.cutoff,

@@ -48,11 +48,14 @@ key         shape               meaning, unit                             paddin
 A label that the data do not have is an absent key, never a NaN.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jraph
+import numpy as np
 
 from ewald_jax.typing import Array, InputError
 
@@ -111,6 +114,26 @@ class Neighborhood:
         for count in (self.max_neighbors, self.far_max_neighbors):
             if count is not None and count < 1:
                 raise InputError(f"max_neighbors must be at least 1 or None, not {count}")
+
+    @classmethod
+    def of(cls, value: "Neighborhood | float") -> "Neighborhood":
+        """A number is a cutoff that keeps all neighbors."""
+        return value if isinstance(value, cls) else cls(float(value))
+
+    def edge_fields(self) -> dict[str, Any]:
+        """The fields that decide which edges there are; equal for equal edges."""
+        fields = dataclasses.asdict(self)
+        # Tables of the same edges.
+        del fields["triplets"]
+        # Without a limit nothing is cut, and the edges are symmetric anyway.
+        fields["symmetric"] = self.symmetric and self.max_neighbors is not None
+        if self.far_cutoff is None:
+            fields["far_max_neighbors"] = None
+        for name in ("cutoff", "far_cutoff"):
+            # 4 and 4.0 are one cutoff, but not one text.
+            if fields[name] is not None:
+                fields[name] = float(fields[name])
+        return fields
 
 
 class Edges(NamedTuple):
@@ -194,6 +217,10 @@ class Sizes(NamedTuple):
     n_far: Array
     in_slots: Array
     out_slots: Array
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Sizes":
+        """The sizes of some of the structures."""
+        return Sizes(*(sizes[indices] for sizes in self))
 
 
 class Budget(NamedTuple):

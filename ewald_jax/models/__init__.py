@@ -6,9 +6,9 @@ in `MODELS` gives it forces, stress, training, the command line and the contract
 `build_model` also takes the dotted path of a class elsewhere.
 """
 
-from ewald_jax.models.inputs import batch_from_atoms, check_structure
 from ewald_jax.models.dimenetpp import DimeNetPlusPlus
 from ewald_jax.models.gemnet_t import GemNetT
+from ewald_jax.models.inputs import batch_from_atoms, check_structure, neighborhood
 from ewald_jax.models.painn import PaiNN
 from ewald_jax.models.registry import MODELS, build_model, model_to_config
 from ewald_jax.models.schnet import SchNet
@@ -23,4 +23,5 @@ __all__ = [
     "build_model",
     "check_structure",
     "model_to_config",
+    "neighborhood",
 ]

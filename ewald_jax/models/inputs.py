@@ -7,10 +7,31 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ewald_jax.graph import batch_graphs, graph_from_atoms, single_budget
-from ewald_jax.graph.schema import Batch
+from ewald_jax.graph import batch_graphs, single_budget, structure_from_atoms
+from ewald_jax.graph.schema import Batch, Neighborhood
 from ewald_jax.nn.ewald import check_boundary
 from ewald_jax.typing import InputError
+
+
+def neighborhood(model: nn.Module) -> Neighborhood:
+    """Which edges a model needs between the atoms of a structure.
+
+    Args:
+        model: From `build_model`.
+
+    Returns:
+        Its cutoff and limit of neighbors; ``symmetric_edges``, ``needs_triplets`` and the
+        far edges of its ``atomic`` block where it has these fields.
+    """
+    atomic = getattr(model, "atomic", None)
+    return Neighborhood(
+        model.cutoff,
+        model.max_neighbors,
+        symmetric=getattr(model, "symmetric_edges", False),
+        triplets=getattr(model, "needs_triplets", False),
+        far_cutoff=None if atomic is None else atomic.cutoff,
+        far_max_neighbors=None if atomic is None else atomic.max_neighbors,
+    )
 
 
 def batch_from_atoms(
@@ -30,14 +51,16 @@ def batch_from_atoms(
         InputError: If a structure is broken or not for this model, naming its index.
     """
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    graphs = []
+    needed = neighborhood(model)
+    structures = []
     for index, atoms in enumerate(list_of_atoms):
         try:
             check_structure(model, atoms.numbers, atoms.pbc)
-            graphs.append(graph_from_atoms(atoms, model.cutoff, model.max_neighbors, dtype))
+            structures.append(structure_from_atoms(atoms, needed, dtype))
         except InputError as error:
             raise InputError(f"structure {index} {error}") from None
-    return batch_graphs(graphs, budget=single_budget(graphs) if pad and graphs else None)
+    budget = single_budget(structures, needed.triplets) if pad and structures else None
+    return batch_graphs(structures, budget=budget, triplets=needed.triplets)
 
 
 def check_structure(model: nn.Module, numbers: np.ndarray, pbc: np.ndarray) -> None:
@@ -52,9 +75,11 @@ def check_structure(model: nn.Module, numbers: np.ndarray, pbc: np.ndarray) -> N
         InputError: If an element or the boundary conditions are not the model's.
     """
     largest = int(np.max(numbers, initial=0))
-    if largest >= model.num_elements:
+    # A model may number its elements otherwise than one row for each and one for padding.
+    known = getattr(model, "max_atomic_number", model.num_elements - 1)
+    if largest > known:
         raise InputError(
-            f"has atomic number {largest}, but the model knows elements 1 to "
-            f"{model.num_elements - 1} (num_elements = {model.num_elements})"
+            f"has atomic number {largest}, but the model knows elements 1 to {known} "
+            f"(num_elements = {model.num_elements})"
         )
     check_boundary(model.ewald, pbc)

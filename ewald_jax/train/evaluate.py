@@ -12,6 +12,7 @@ from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.graph.schema import FORCES, STRESS
+from ewald_jax.models import neighborhood
 from ewald_jax.train.culprits import NonFiniteError, blame
 from ewald_jax.train.losses import LossConfig, total_loss
 from ewald_jax.train.meter import as_floats
@@ -56,8 +57,10 @@ def evaluate(
         Name -> value, as in `metrics.metric_sums`.
 
     Raises:
-        InputError: If the data have no labels, or a result is not finite (`NonFiniteError`).
+        InputError: If the data have no labels or other edges than the model needs, or a
+            result is not finite (`NonFiniteError`).
     """
+    dataset = dataset.suited_to(neighborhood(model))
     forces, stress = FORCES in dataset.labels, STRESS in dataset.labels
     step = make_eval_step(model, loss, statistics.scale, forces=forces, stress=stress)
     loader = Loader(

@@ -14,9 +14,9 @@ import optax
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.statistics import Statistics, dataset_statistics
-from ewald_jax.graph.batching import budgets_from_sizes
+from ewald_jax.graph.budgets import budgets_from_sizes
 from ewald_jax.graph.schema import Batch
-from ewald_jax.models import check_structure, model_to_config
+from ewald_jax.models import check_structure, model_to_config, neighborhood
 from ewald_jax.potential import init_params
 from ewald_jax.train.checkpoint import restore_state
 from ewald_jax.train.description import read_description, write_description
@@ -155,6 +155,7 @@ def set_up(
         InputError: For anything that would make the training fail or destroy another.
     """
     continues = check_directory(directory, resume, overwrite)
+    dataset = dataset.suited_to(neighborhood(model))
     splits = _check_data(model, dataset, splits, loss, train)
     written = dict(config or {}) | {
         "model": model_to_config(model),
@@ -173,7 +174,9 @@ def set_up(
     # One shape for all devices, or else the batches of a step could not be stacked.
     size = train.batch_size // train.devices
     buckets = train.max_buckets if train.devices == 1 else 1
-    budgets = budgets_from_sizes(dataset.n_node[used], dataset.n_edge[used], size, buckets)
+    budgets = budgets_from_sizes(
+        dataset.sizes.take(used), size, buckets, triplets=dataset.neighborhood.triplets
+    )
     mesh = data_mesh(train.devices)
     loaders = {
         name: Loader(

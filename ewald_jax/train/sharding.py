@@ -79,6 +79,10 @@ def empty_like(batch: Batch) -> Batch:
     graph.n_node[0], graph.n_edge[0] = nodes, edges
     graph.globals[CELL][:] = np.eye(3)
     empty.dense_index[:] = nodes
+    if empty.triplets is not None:
+        in_edges, out_edges, in_slot, out_slot, reverse = empty.triplets
+        in_edges[:], out_edges[:], reverse[:] = edges, edges, edges
+        in_slot[:], out_slot[:] = in_edges.size, out_edges.size
     return empty
 
 

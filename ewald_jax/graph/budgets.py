@@ -1,0 +1,168 @@
+"""Budgets: the static shapes of batches that a data set needs.
+
+Each distinct shape costs one compilation, so batches are padded to the smallest of a few
+budgets. The last budget fits any batch; the smaller ones fit typical batches.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ewald_jax.graph.schema import Budget, Sizes, Structure
+from ewald_jax.graph.triplets import degrees
+from ewald_jax.typing import InputError
+
+_QUANTILES = (0.5, 0.95, 1.0)
+"""Of simulated batch sizes; with the worst case they make the default four buckets."""
+
+_SIMULATED_BATCHES = 512
+
+_WORTH_IT = 0.95
+"""Shapes within 5 % of the next larger one are not worth a compilation."""
+
+
+def sizes_of(structures: Sequence[Structure]) -> Sizes:
+    """What each structure takes up in a batch, int64."""
+
+    def per_structure(count) -> np.ndarray:
+        return np.array([count(structure) for structure in structures], np.int64)
+
+    return Sizes(
+        n_node=per_structure(lambda s: s.graph.n_node[0]),
+        n_edge=per_structure(lambda s: s.graph.n_edge[0]),
+        n_far=per_structure(lambda s: 0 if s.far_edges is None else len(s.far_edges[0])),
+        in_slots=per_structure(lambda s: degrees(s.graph.receivers)),
+        out_slots=per_structure(lambda s: degrees(s.graph.senders)),
+    )
+
+
+def budgets_from_sizes(
+    sizes: Sizes,
+    batch_size: int,
+    max_buckets: int = 4,
+    seed: int = 0,
+    triplets: bool = False,
+) -> tuple[Budget, ...]:
+    """Chooses the shapes of a data set's batches, ascending.
+
+    Batches of `batch_size` random structures are drawn, and shapes taken at quantiles of
+    their totals. The last shape holds the largest structures all at once, so that every batch
+    fits one; it is compiled only if a batch ever needs it.
+
+    Args:
+        sizes: Of the structures of the data set.
+        batch_size: Structures per batch.
+        max_buckets: Most shapes, at least 1.
+        seed: Of the simulated batches.
+        triplets: Leave slots for triplets, the same in all shapes.
+
+    Returns:
+        One to `max_buckets` budgets.
+
+    Raises:
+        InputError: If there are no structures, or `batch_size` or `max_buckets` is below 1.
+    """
+    sizes = Sizes(*(np.asarray(values, np.int64) for values in sizes))
+    count = len(sizes.n_node)
+    if count == 0:
+        raise InputError("budgets need at least one structure, the data set is empty")
+    if batch_size < 1 or max_buckets < 1:
+        raise InputError(
+            f"batch_size and max_buckets must be at least 1, not {batch_size}, {max_buckets}"
+        )
+    size = min(batch_size, count)
+    totals = np.stack([sizes.n_node, sizes.n_edge, sizes.n_far])
+    rng = np.random.default_rng(seed)
+    draws = np.stack(
+        [rng.choice(count, size, replace=False) for _ in range(_SIMULATED_BATCHES)]
+    )
+    drawn = totals[:, draws].sum(-1)
+    worst = np.sort(totals, axis=1)[:, -size:].sum(1)
+    largest = _rounded(*worst, size, sizes, triplets)
+    kept = [largest]
+    for quantile in reversed(_QUANTILES):
+        typical = np.quantile(drawn, quantile, axis=1)
+        budget = _rounded(*typical, size, sizes, triplets)
+        next_larger = kept[0]
+        if any(
+            getattr(budget, name) < _WORTH_IT * getattr(next_larger, name)
+            for name in ("n_node", "n_edge", "n_far")
+        ):
+            kept.insert(0, budget)
+    return tuple(kept[-max_buckets:])
+
+
+def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
+    """The smallest budget that holds a batch.
+
+    Args:
+        budgets: Ascending. One without slots is for batches without triplets.
+        sizes: Of the structures of the batch, at least one.
+
+    Returns:
+        The first that is large enough.
+
+    Raises:
+        InputError: If none is, with the totals and the largest budget.
+    """
+    n_node, n_edge, n_far = (int(np.sum(values)) for values in sizes[:3])
+    max_nodes, in_slots, out_slots = (
+        int(np.max(values)) for values in (sizes.n_node, sizes.in_slots, sizes.out_slots)
+    )
+    n_graph = len(sizes.n_node)
+    for budget in budgets:
+        if (
+            n_node < budget.n_node
+            and n_edge <= budget.n_edge
+            and n_graph < budget.n_graph
+            and max_nodes <= budget.max_nodes
+            and n_far <= budget.n_far
+            and (budget.in_slots == 0 or in_slots <= budget.in_slots)
+            and (budget.out_slots == 0 or out_slots <= budget.out_slots)
+        ):
+            return budget
+    far = f" {n_far} far edges," if n_far else ""
+    slots = (
+        f", {in_slots} edges into and {out_slots} out of one atom"
+        if budgets[-1].in_slots
+        else ""
+    )
+    raise InputError(
+        f"a batch of {n_graph} structures with {n_node} atoms, {n_edge} edges,{far} up to "
+        f"{max_nodes} atoms in one structure{slots} is larger than the largest budget "
+        f"{budgets[-1]}; expected a smaller batch size, or budgets made from these data"
+    )
+
+
+def single_budget(structures: Sequence[Structure], triplets: bool = False) -> Budget:
+    """A budget that just fits these structures, rounded up so that similar ones fit too.
+
+    Args:
+        structures: At least one.
+        triplets: Leave slots for triplets.
+
+    Returns:
+        The budget.
+    """
+    sizes = sizes_of(structures)
+    n_node, n_edge, n_far = (values.sum() for values in sizes[:3])
+    return _rounded(n_node, n_edge, n_far, len(structures), sizes, triplets)
+
+
+def _rounded(
+    n_node: float, n_edge: float, n_far: float, n_graph: int, sizes: Sizes, triplets: bool
+) -> Budget:
+    """Room for these totals, for padding, and for the largest of the structures."""
+    return Budget(
+        n_node=_round_up(n_node + 1, 16),
+        n_edge=_round_up(max(n_edge, 1), 64),
+        n_graph=n_graph + 1,
+        max_nodes=_round_up(sizes.n_node.max(), 4),
+        n_far=_round_up(n_far, 64),
+        in_slots=_round_up(sizes.in_slots.max(), 4) if triplets else 0,
+        out_slots=_round_up(sizes.out_slots.max(), 4) if triplets else 0,
+    )
+
+
+def _round_up(value: float, multiple: int) -> int:
+    return -(-int(value) // multiple) * multiple
