@@ -1,7 +1,6 @@
 """Parity with the PyTorch reference, from the arrays in `tests/reference` (see its README)."""
 
 import functools
-import json
 
 import ase
 import ase.build
@@ -13,10 +12,10 @@ from structures import assert_close, quick_compilation, reference  # noqa: F401
 
 import ewald_jax
 from ewald_jax import kspace, ops
-from ewald_jax.interop.torch_reference import ewald_block_params
+from ewald_jax.interop.torch_names import ewald_block_rules
+from ewald_jax.interop.torch_reference import take_rules
 from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, KSpace
 from ewald_jax.nn.layers import ResidualLayer
-from ewald_jax.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -24,11 +23,6 @@ BLOCKS = [
     f"ewald_block_{boundary}_{size}"
     for boundary in ("aperiodic", "pbc")
     for size in ("nh0", "nh3_scaled")
-]
-SCHNETS = [
-    f"model_schnet_{variant}_{boundary}"
-    for variant in ("baseline", "ewald")
-    for boundary in ("aperiodic", "pbc")
 ]
 VOXELS = [("0.4", "0.2", "48"), ("0.6", "0.2", "128"), ("0.8", "0.2", "128")]
 VOXELS += [("1.0", "0.2", "128")]
@@ -124,13 +118,14 @@ class Block:
     def by_name(self, prefix):
         """Parameters (or their derivatives) of the block, and the shared down-projection."""
 
-        def take(name):
-            return self.data[f"{prefix}/{name}"]
-
-        params = ewald_block_params(take, "", self.num_hidden)
+        arrays = {
+            k[len(prefix) + 1 :]: self.data[k] for k in self.data if k.startswith(prefix)
+        }
+        params = take_rules(list(ewald_block_rules("", "", self.num_hidden)), arrays)
         if self.scaled and prefix == "w":  # its derivative was not written down
-            params["scale_factor"] = take("ewald_scale_sum.scale_factor")
-        return params, take("down.linear.weight").T
+            factor = arrays["ewald_scale_sum.scale_factor"]
+            params["scale_sum"] = {"scale_factor": factor}
+        return params, arrays["down.linear.weight"].T
 
     def assert_derivatives(self, gradients, tolerance):
         data, (h, positions, params, down) = self.data, gradients
@@ -138,7 +133,7 @@ class Block:
         assert_close(positions, data["grad_pos"], tolerance, "grad_pos")
         expected, expected_down = self.by_name("grad_w")
         assert_close(down, expected_down, tolerance, "grad down")
-        params = {name: params[name] for name in params if name != "scale_factor"}
+        params = {name: params[name] for name in params if name != "scale_sum"}
         close = functools.partial(assert_close, tolerance=tolerance)
         jax.tree.map(close, params, expected)  # also compares the names
 
@@ -231,105 +226,6 @@ def test_block_in_float32(name, x64):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((out, gradients)))
     assert_close(out, block.data["h_update"], 1e-5, "h_update")
     block.assert_derivatives(gradients, 1e-5)
-
-
-# -- SchNet ----------------------------------------------------------------------------------
-
-
-def structures_of(data, periodic):
-    ends = np.cumsum(data["natoms"])
-    for i, (end, n) in enumerate(zip(ends, data["natoms"], strict=True)):
-        atoms = ase.Atoms(data["z"][end - n : end], data["pos"][end - n : end])
-        if periodic:
-            atoms.set_cell(data["cell"][i])
-            atoms.pbc = True
-        yield atoms
-
-
-def schnet(name):
-    data = load(name)
-    config = json.loads(str(data["config"]))
-    weights = {key[2:]: data[key] for key in data if key.startswith("w/")}
-    model, params = ewald_jax.interop.from_reference(config, weights)
-    structures = list(structures_of(data, config["use_pbc"]))
-    return data, model, params, structures
-
-
-def check_schnet(name, tolerance, dtype):
-    data, model, params, structures = schnet(name)
-    batch = ewald_jax.batch_from_atoms(structures, model)
-    out = ewald_jax.predict(model, params, batch)
-    assert out.energy.dtype == out.forces.dtype == dtype
-    n, nodes = len(structures), len(data["z"])
-    assert_close(out.energy[:n], data["energy"], tolerance, "energy")
-    assert_close(out.forces[:nodes], data["forces"], tolerance, "forces")
-    assert not np.any(out.energy[n:]) and not np.any(out.forces[nodes:])
-
-
-@pytest.mark.parametrize("name", SCHNETS)
-def test_schnet(name, x64):
-    check_schnet(name, 1e-8, np.float64)
-
-
-@pytest.mark.parametrize("name", SCHNETS[2:])
-def test_schnet_in_float32(name):
-    check_schnet(name, 5e-6, np.float32)
-
-
-@pytest.mark.parametrize("name", SCHNETS)
-def test_schnet_edges(name, x64):
-    data, model, _, structures = schnet(name)
-    graph = ewald_jax.batch_from_atoms(structures, model, pad=False).graph
-    assert graph.n_edge.sum() == len(data["edge/src"])
-    ours = np.column_stack([graph.senders, graph.receivers, graph.edges["shifts"]])
-    theirs = np.column_stack([data["edge/src"], data["edge/dst"], data["edge/offset"]])
-    same = sorted(map(tuple, ours.tolist())) == sorted(map(tuple, theirs.tolist()))
-    # Where the nearest 50 cut through a shell of equal distances the choice is free.
-    assert same or model.max_neighbors == np.bincount(graph.receivers).max()
-    positions, owner = (
-        graph.nodes["positions"],
-        np.repeat(np.arange(len(graph.n_edge)), graph.n_edge),
-    )
-    shifts = np.einsum("ea,eab->eb", graph.edges["shifts"], graph.globals["cell"][owner])
-    vectors = positions[graph.senders] + shifts - positions[graph.receivers]
-    lengths = np.linalg.norm(vectors, axis=1)
-    assert_close(np.sort(lengths), np.sort(data["edge/dist"]), 1e-6)
-
-
-@pytest.mark.parametrize("name", [n for n in SCHNETS if "ewald" in n])
-def test_schnet_block_by_block(name, x64):
-    data, model, params, structures = schnet(name)
-    batch = ewald_jax.batch_from_atoms(structures, model, pad=False)
-
-    @jax.jit
-    def run(params, batch):
-        geometry = ewald_jax.kspace_geometry(model.ewald, batch)
-        return model.apply({"params": params}, batch, geometry, capture_intermediates=True)
-
-    inside = jax.tree.map(
-        lambda x: x[0],
-        run(params, batch)[1]["intermediates"],
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-    h = inside["embedding"]["__call__"]
-    for i in range(model.num_interactions):
-        update = inside[f"ewald_{i}"]["__call__"]
-        assert_close(h, data[f"ewald/{i}/h_in"], 1e-8, f"h_in {i}")
-        assert_close(update, data[f"ewald/{i}/h_update"], 1e-8, f"h_update {i}")
-        h = (h + update + inside[f"interaction_{i}"]["__call__"]) / np.sqrt(3.0)
-
-
-def test_weights_that_do_not_fit_are_refused():
-    data = load("model_schnet_ewald_pbc")
-    config = json.loads(str(data["config"]))
-    weights = {key[2:]: data[key] for key in data if key.startswith("w/")}
-    with pytest.raises(InputError, match="lin1.weight"):
-        left = {k: v for k, v in weights.items() if k != "lin1.weight"}
-        ewald_jax.interop.from_reference(config, left)
-    with pytest.raises(InputError, match="down.linear.weight"):
-        ewald_jax.interop.from_reference({**config, "ewald_hyperparams": None}, weights)
-    with pytest.raises(InputError, match="schnet"):
-        ewald_jax.interop.from_reference({**config, "arch": "schnett"}, weights)
 
 
 # -- parameter counts of PAPER.md, section 1 -------------------------------------------------
