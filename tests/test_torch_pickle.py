@@ -773,3 +773,13 @@ def test_what_is_no_file(tmp_path):
         load_torch(tmp_path / "nowhere.pt")
     with pytest.raises(InputError, match=f"{tmp_path}: is a directory, expected a PyTorch"):
         load_torch(tmp_path)
+
+
+def test_a_file_of_somebody_else(tmp_path, monkeypatch):
+    def denied(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(InputError, match="x.pt: cannot be read, permission denied"):
+        (tmp_path / "x.pt").touch()
+        load_torch(tmp_path / "x.pt")

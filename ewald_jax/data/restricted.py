@@ -28,7 +28,8 @@ import numpy as np
 from ewald_jax.data.stand_ins import Held, Record, Refused, limit, plain_value, shown
 from ewald_jax.typing import InputError
 
-_MAX_TUPLE = 100_000  # the same for a tuple: Python walks all of it where it is a key
+# Values in a tuple, those within others included: Python walks all where it is a key.
+_MAX_TUPLE = 100_000
 
 # Extensions bypass find_class, out-of-band buffers are not in the file; Python 3 writes the
 # others for nothing that is read here.
@@ -99,6 +100,8 @@ def reading(where: str | Path, expected: str) -> Iterator[None]:
         raise
     except Refused as error:
         raise InputError(f"{where}: {error}") from None
+    except PermissionError as error:
+        raise InputError(f"{where}: cannot be read, permission denied") from error
     except _DAMAGE as error:
         reason = " ".join(shown(str(error)).split()).rstrip(".") or type(error).__name__
         raise InputError(
