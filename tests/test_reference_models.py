@@ -7,7 +7,7 @@ import ase
 import jax
 import numpy as np
 import pytest
-from structures import REFERENCE, assert_close, reference
+from structures import REFERENCE, assert_close, quick_compilation, reference  # noqa: F401
 
 import ewald_jax
 from ewald_jax.interop.torch_names import rules

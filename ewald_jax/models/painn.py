@@ -137,7 +137,7 @@ class Message(nn.Module):
         features = _mlp(normed, width, 3 * width, "features")
         kernel = self.param("filter_kernel", _xavier, (rbf.shape[-1], 3 * width))
         bias = self.param("filter_bias", nn.initializers.zeros, (3 * width,))
-        bias = bias.astype(rbf.dtype)
+        bias = bias.astype(rbf.dtype)[None]
         filters = rbf @ kernel + (bias if envelope is None else envelope[:, None] * bias)
         messages = features[senders] * filters
         dx, along_v, along_edge = jnp.split(messages, 3, axis=-1)

@@ -55,4 +55,4 @@ def receiver_cosines(
     cosine = jnp.sum(ends[:, :, None] * ends[:, None, :], axis=-1)
     filled = triplets.in_edges < vectors.shape[0]
     different = ~jnp.eye(filled.shape[1], dtype=bool)
-    return cosine, filled[:, :, None] & filled[:, None] & different
+    return cosine, filled[:, :, None] & filled[:, None] & different[None]

@@ -91,7 +91,7 @@ class SineBasis(nn.Module):
         frequencies = self.param("frequencies", start)
         x = distance / self.cutoff
         envelope = polynomial_envelope(x, self.exponent + 1)
-        return envelope[:, None] * frequencies * sinc(frequencies * x[:, None])
+        return envelope[:, None] * frequencies[None] * sinc(frequencies[None] * x[:, None])
 
 
 def spherical_bessel_basis(
@@ -123,8 +123,8 @@ def spherical_bessel_basis(
     zeros, norms = _bessel_tables(num_spherical, num_radial)
     columns = []
     for order in range(num_spherical):
-        scaled = jnp.asarray(zeros[order], x.dtype) * x[:, None]
-        norm = jnp.asarray(norms[order], x.dtype)
+        scaled = jnp.asarray(zeros[order], x.dtype)[None] * x[:, None]
+        norm = jnp.asarray(norms[order], x.dtype)[None]
         columns.append(norm * spherical_bessel(order, scaled))
     return envelope[:, None, None] * jnp.stack(columns, axis=1)
 

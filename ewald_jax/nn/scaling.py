@@ -65,4 +65,6 @@ def _variance(
     weight = weight.astype(x.dtype)[:, None]
     rows = jnp.sum(weight)
     mean = jnp.sum(weight * x, axis=0) / rows
-    return jnp.mean(jnp.sum(weight * (x - mean) ** 2, axis=0) / jnp.maximum(rows - 1, 1.0))
+    return jnp.mean(
+        jnp.sum(weight * (x - mean[None]) ** 2, axis=0) / jnp.maximum(rows - 1, 1.0)
+    )
