@@ -135,8 +135,10 @@ class Message(nn.Module):
         width = x.shape[-1]
         normed = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x)
         features = _mlp(normed, width, 3 * width, "features")
-        kernel = self.param("filter_kernel", _xavier, (rbf.shape[-1], 3 * width))
-        bias = self.param("filter_bias", nn.initializers.zeros, (3 * width,))
+        kernel = self.param(
+            "filter_kernel", _xavier, (rbf.shape[-1], 3 * width), jnp.float32
+        )
+        bias = self.param("filter_bias", nn.initializers.zeros, (3 * width,), jnp.float32)
         bias = bias.astype(rbf.dtype)[None]
         filters = rbf @ kernel + (bias if envelope is None else envelope[:, None] * bias)
         messages = features[senders] * filters

@@ -44,7 +44,7 @@ class ScaleFactor(nn.Module):
         Returns:
             ``x`` times the constant.
         """
-        factor = self.param(SCALE_FACTOR, nn.initializers.ones, ())
+        factor = self.param(SCALE_FACTOR, nn.initializers.ones, (), jnp.float32)
         x = x * jax.lax.stop_gradient(factor).astype(x.dtype)
         if self.is_mutable_collection(OBSERVED) and not self.is_initializing():
             wanted = jnp.ones((), x.dtype)
