@@ -114,6 +114,22 @@ def model_outputs(
     return Prediction(energy, force, virial / volume[:, None, None])
 
 
+def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) -> Any:
+    """What the network itself returns: node energies, with `direct_forces` also forces.
+
+    Args:
+        model: The network.
+        params: Its parameters.
+        batch: Structures.
+        **options: Of flax's ``apply``, such as ``mutable``.
+
+    Returns:
+        As the model's ``__call__``, or as the options make it.
+    """
+    batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
+    return model.apply({"params": params}, batch, _geometry(model, batch), **options)
+
+
 def predict(
     model: nn.Module,
     params: PyTree,

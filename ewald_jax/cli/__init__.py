@@ -9,6 +9,7 @@ import typer
 from ewald_jax.cli.benchmark import benchmark_app
 from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
+from ewald_jax.cli.fit_scales import fit_scales
 from ewald_jax.cli.predict import predict
 from ewald_jax.cli.train import train
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command("fit-scales")(fit_scales)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(data_app, name="data")
 

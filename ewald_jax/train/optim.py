@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.typing import Array, Float, InputError, Int, PyTree
 
 
@@ -121,6 +122,8 @@ def learning_rate(config: OptimConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
     """Clipping, Adam or AMSGrad, decoupled weight decay, learning rate: in this order.
 
+    Scale factors (`nn.scaling`) stay what they are.
+
     Args:
         config: What to build.
         num_steps: Steps of the whole training, for the ``cosine`` schedule.
@@ -132,8 +135,21 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransfo
         adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay) if config.weight_decay else None,
         optax.scale_by_learning_rate(learning_rate(config, num_steps)),
+        hold_scale_factors(),
     )
     return optax.chain(*(part for part in parts if part is not None))
+
+
+def hold_scale_factors() -> optax.GradientTransformation:
+    """No update, not even weight decay, for the fitted constants of `nn.scaling`."""
+
+    def held(path: tuple, update: Array) -> Array:
+        name = getattr(path[-1], "key", None) if path else None
+        return jnp.zeros_like(update) if name == SCALE_FACTOR else update
+
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(held, updates)
+    )
 
 
 class AmsgradState(NamedTuple):

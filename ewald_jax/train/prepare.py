@@ -30,6 +30,7 @@ from ewald_jax.train.directory import (
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.metrics import metric_names
 from ewald_jax.train.optim import OptimConfig, Plateau, learning_rate, make_optimizer
+from ewald_jax.train.scales import initial_scales
 from ewald_jax.train.settings import TrainConfig
 from ewald_jax.train.sharding import data_mesh, replicate, stacked
 from ewald_jax.train.state import TrainState, create_state
@@ -211,9 +212,10 @@ def set_up(
     )
     init_key, run_key = jax.random.split(jax.random.key(train.seed))
     first = next(Loader(dataset, splits[TRAIN][:1], 1, dtype=dtype, prefetch=0).epoch())
-    state = create_state(
-        init_params(model, init_key, first), tx, run_key, ema=optim.ema_decay > 0
-    )
+    params = init_params(model, init_key, first)
+    if not continues:
+        params = initial_scales(train.scales, model, params, loaders[TRAIN].epoch())
+    state = create_state(params, tx, run_key, ema=optim.ema_decay > 0)
     position, history = Position(), []
     if continues:
         state, position = _restore(run, state)

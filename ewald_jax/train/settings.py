@@ -41,6 +41,9 @@ class TrainConfig:
         max_buckets: Most shapes of batches, each of which costs a compilation.
         devices: Accelerators that share the structures of a step; more than one take batches
             of a single shape.
+        scales: Where the scale factors of GemNet and PaiNN come from (see `nn.scaling`):
+            ``fit`` finds them on the first batches when training starts, a file of
+            ``ewald-jax fit-scales`` gives them, "" leaves 1.
         tensorboard: Write TensorBoard files.
     """
 
@@ -56,6 +59,7 @@ class TrainConfig:
     checkpoint_seconds: float = 10.0
     max_buckets: int = 4
     devices: int = 1
+    scales: str = ""
     tensorboard: bool = True
 
     def __post_init__(self):
