@@ -71,8 +71,11 @@ class Naive:
         model = ewald_jax.build_model(name, **config)
         self.batch = batch = ewald_jax.batch_from_atoms(structures, model, pad=pad)
         graph = batch.graph
-        self.vectors = ops.edge_vectors(graph)
-        self.distances = ops.safe_norm(self.vectors)
+        owner = np.repeat(np.arange(len(graph.n_edge)), graph.n_edge)
+        cells, positions = graph.globals["cell"][owner], graph.nodes["positions"]
+        shifts = np.einsum("ea,eax->ex", graph.edges["shifts"], cells)
+        self.vectors = positions[graph.senders] + shifts - positions[graph.receivers]
+        self.distances = np.linalg.norm(self.vectors, axis=1)
         real = int(sum(graph.n_edge[: len(structures)]))
         self.edges = list(
             zip(
@@ -82,8 +85,7 @@ class Naive:
                 strict=True,
             )
         )
-        vectors = np.asarray(self.vectors)[:real]
-        self.units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.units = self.vectors[:real] / self.distances[:real, None]
 
     def is_reverse(self, a, b):
         (i, j, shift), (k, l, other) = self.edges[a], self.edges[b]
@@ -113,9 +115,12 @@ class Naive:
         return rng.normal(size=(len(self.vectors), *shape))
 
 
+through, into = jax.jit(triplet_cosines), jax.jit(receiver_cosines)
+
+
 def listed(cosine, exists, first, second):
     """The dense table as a dictionary like those of the loops."""
-    found = {}
+    found, cosine = {}, np.asarray(cosine)
     for node, a, b in np.argwhere(np.asarray(exists)):
         key = int(first[node, a]), int(second[node, b])
         assert key not in found
@@ -133,7 +138,7 @@ def same(found, expected):
 def test_triplet_cosines(case, pad, x64):
     naive = Naive(case, "dimenetpp", pad)
     tables = naive.batch.triplets
-    cosine, exists = triplet_cosines(naive.vectors, naive.distances, tables)
+    cosine, exists = through(naive.vectors, naive.distances, tables)
     expected = naive.through()
     same(listed(cosine, exists, tables.in_edges, tables.out_edges), expected)
     assert np.all(np.isfinite(cosine))
@@ -149,7 +154,7 @@ def test_triplet_cosines(case, pad, x64):
 def test_receiver_cosines(case, pad, x64):
     naive = Naive(case, "gemnet_t", pad)
     tables = naive.batch.triplets
-    cosine, exists = receiver_cosines(naive.vectors, naive.distances, tables)
+    cosine, exists = into(naive.vectors, naive.distances, tables)
     expected = naive.into()
     same(listed(cosine, exists, tables.in_edges, tables.in_edges), expected)
     assert np.all(np.isfinite(cosine))
@@ -158,7 +163,10 @@ def test_receiver_cosines(case, pad, x64):
 
 
 def test_atoms_in_a_row(x64):
-    """Both vectors of a chain point the same way; both edges into its middle, opposite."""
+    """Both vectors of a chain point the same way; both edges into its middle, opposite.
+
+    Called outside jit, with numpy tables.
+    """
     atoms = ase.Atoms("CO2", [[0.0, 0, 0], [1.2, 0, 0], [-1.2, 0, 0]])
     model = ewald_jax.build_model("dimenetpp", cutoff=2.0)
     batch = ewald_jax.batch_from_atoms([atoms], model, pad=False)
@@ -222,12 +230,11 @@ def test_sum_of_dimenetpp(case, x64):
         naive.random(*shape, seed=seed)
         for seed, shape in enumerate([(FEATURES,), (RADIAL,), (SPHERICAL, RADIAL)])
     )
-    cosine, exists = triplet_cosines(naive.vectors, naive.distances, tables)
+    cosine, exists = through(naive.vectors, naive.distances, tables)
     # Any functions of the angle do.
     powers = np.arange(1, SPHERICAL + 1)
-    harmonics = jnp.where(
-        exists[..., None], cosine[..., None] ** powers[None, None, None], 0.0
-    )
+    cosine, exists = np.asarray(cosine)[..., None], np.asarray(exists)[..., None]
+    harmonics = np.where(exists, cosine**powers, 0.0)
     module = Interaction(DOWN, BASIS, num_before_skip=0, num_after_skip=0)
     out, w = applied(module, x, rbf, radial, harmonics, tables)
 
@@ -256,11 +263,10 @@ def test_sum_of_gemnet(case, x64):
         naive.random(*shape, seed=seed)
         for seed, shape in enumerate([(FEATURES,), (RADIAL,), (BASIS, SPHERICAL)])
     )
-    cosine, exists = receiver_cosines(naive.vectors, naive.distances, tables)
+    cosine, exists = into(naive.vectors, naive.distances, tables)
     powers = np.arange(1, SPHERICAL + 1)
-    harmonics = jnp.where(
-        exists[..., None], cosine[..., None] ** powers[None, None, None], 0.0
-    )
+    cosine, exists = np.asarray(cosine)[..., None], np.asarray(exists)[..., None]
+    harmonics = np.where(exists, cosine**powers, 0.0)
     edges = EdgeGraph(graph.senders, graph.receivers, ops.node_mask(graph))
     module = TripletInteraction(down=DOWN, bilinear=7)
     out, w = applied(module, m, rbf, basis, harmonics, edges, tables)
