@@ -234,12 +234,13 @@ def test_scale_factor_multiplies_the_message(key):
         geometry = kspace_geometry(config, batch)
         low_rank, _ = EwaldFilter(config).init_with_output(key, geometry)
         params = block.init(key, h, geometry, low_rank)["params"]
-        halved = {"params": {**params, "scale_factor": 0.5}}
+        halved = {"params": {**params, "scale_sum": {"scale_factor": jnp.float32(0.5)}}}
         half = block.apply(halved, h, geometry, low_rank)
         return params, half, block.apply({"params": params}, h, geometry, low_rank / 2)
 
     params, half, same = run(key)
-    assert params["scale_factor"].shape == () and params["scale_factor"] == 1
+    factor = params["scale_sum"]["scale_factor"]
+    assert factor.shape == () and factor == 1
     assert np.abs(half).max() > 1e-4
     np.testing.assert_allclose(half, same, atol=1e-7)
 
