@@ -491,7 +491,7 @@ def test_float32_agrees_and_stays_float32(case):
     for n, key in enumerate(keys):
         assert abs(single.energy[n] - result.energy[at[key]]) < 1e-5 * scale
         difference = np.abs(single.forces[n] - result.forces[at[key]]).max()
-        assert difference < 1e-5 * np.abs(result.forces[at["base"]]).max()
+        assert difference < 3e-5 * np.abs(result.forces[at["base"]]).max()
 
 
 # -- what the paper's two schemes do not do, so that a better one can be told apart ------------

@@ -1,10 +1,18 @@
 """`ewald-jax benchmark`: speed as ratios taken in one run."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ewald_jax.cli.common import AsJson, command, print_json, print_table
+from ewald_jax.cli.common import (
+    AsJson,
+    BatchSize,
+    command,
+    print_json,
+    print_table,
+    split_arguments,
+)
 from ewald_jax.typing import InputError
 
 benchmark_app = typer.Typer(
@@ -49,3 +57,66 @@ def kspace(
         rows.append(("measured peak above the inputs", timing.resident_mb, "MB"))
     title = f"{timing.nodes} atoms, {timing.kvecs} wave vectors, {timing.features} features"
     print_table(title, ("", "value", "unit"), rows)
+
+
+@benchmark_app.command()
+@command
+def step(
+    configs: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="Files, then overrides."),
+    ],
+    variant: Annotated[
+        list[Path],
+        typer.Option(
+            "-v", "--variant", help="A file for each model to time, in this order."
+        ),
+    ],
+    batch_size: BatchSize = 8,
+    slab: Annotated[
+        bool, typer.Option("--slab", help="66-atom slabs in place of 41-atom molecules.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Training steps of variants of a model, in turn on the same made-up structures.
+
+    For example: ewald-jax benchmark step model.yaml -v baseline.yaml -v voxel.yaml
+    """
+    from ewald_jax.analysis.benchmark_step import alkanes, slabs, time_steps
+    from ewald_jax.config import load_config
+
+    paths, overrides = split_arguments(configs)
+    # A config needs data; those of the benchmark are made here.
+    overrides = ["data.name=dimers", *overrides]
+    composed = [load_config([*paths, path], overrides) for path in variant]
+    structures = slabs(batch_size) if slab else alkanes(batch_size)
+    models = {path.stem: c.model for path, c in zip(variant, composed, strict=True)}
+    timings = time_steps(models, structures, composed[0].loss, repeats)
+    if as_json:
+        print_json({"device": jax_device(), "steps": [t.to_dict() for t in timings]})
+        return
+    rows = [
+        (
+            t.name,
+            t.parameters,
+            t.edges,
+            t.compile_seconds,
+            1e3 * t.seconds,
+            1e3 * t.seconds_spread,
+            t.ratio,
+            t.compiled_mb,
+            t.resident_mb,
+        )
+        for t in timings
+    ]
+    columns = ("variant", "parameters", "edges", "compile s", "step ms", "IQR ms", "ratio")
+    title = f"training step, {timings[0].nodes} atoms, {jax_device()}"
+    print_table(title, (*columns, "buffers MB", "peak MB"), rows)
+
+
+def jax_device() -> str:
+    """What the numbers were measured on."""
+    import jax
+
+    return jax.devices()[0].device_kind
