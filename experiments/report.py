@@ -9,7 +9,7 @@ results file; what is between them is never typed.
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare import COLUMNS, HERE, summarise, table_rows
@@ -48,6 +48,41 @@ def block_table(timing: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The table of several `ewald-jax benchmark step --json`."""
+    columns = (
+        "model",
+        "loss",
+        "variant",
+        "parameters",
+        "compilation (s)",
+        "step (s)",
+        "ratio",
+        "memory (GB)",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for run in runs:
+        loss = "energy, forces" if run["forces"] else "energy"
+        for step in run["steps"]:
+            memory = (
+                step["compiled_mb"] if step["resident_mb"] is None else step["resident_mb"]
+            )
+            cells = (
+                run["config"],
+                loss,
+                "Ewald" if "voxel" in step["name"] else step["name"],
+                f"{step['parameters']:,}",
+                f"{step['compile_seconds']:.0f}",
+                f"{step['seconds']:.3g}",
+                f"{step['ratio']:.2f}",
+                f"{memory / 1e3:.2f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    first = runs[0]
+    lines += ["", f"{first['structures']} molecules of 41 atoms, on {first['device']}."]
+    return "\n".join(lines)
+
+
 def filled(text: str, tables: Mapping[str, str]) -> str:
     """`text` with every table between its marks replaced."""
     for name, table in tables.items():
@@ -64,10 +99,13 @@ def main() -> None:
     studies = {
         p.stem: json.loads(p.read_text()) for p in sorted(HERE.glob("results/*.json"))
     }
-    tables = {
-        name: markdown_table(study) if "cells" in study else block_table(study)
-        for name, study in studies.items()
-    }
+    steps = [study for study in studies.values() if "steps" in study]
+    tables = {"steps": step_table(steps)} if steps else {}
+    for name, study in studies.items():
+        if "cells" in study:
+            tables[name] = markdown_table(study)
+        elif "steps" not in study:
+            tables[name] = block_table(study)
     for readme in READMES:
         readme.write_text(filled(readme.read_text(), tables))
     sys.stdout.write(f"tables: {', '.join(tables) or 'no results yet'}\n")

@@ -94,7 +94,13 @@ def step(
     models = {path.stem: c.model for path, c in zip(variant, composed, strict=True)}
     timings = time_steps(models, structures, composed[0].loss, repeats)
     if as_json:
-        print_json({"device": jax_device(), "steps": [t.to_dict() for t in timings]})
+        settings = {
+            "config": " ".join(path.stem for path in paths),
+            "forces": composed[0].loss.needs_forces,
+            "structures": batch_size,
+            "device": jax_device(),
+        }
+        print_json(settings | {"steps": [t.to_dict() for t in timings]})
         return
     rows = [
         (

@@ -1,0 +1,41 @@
+"""Compilation, step time and memory of all four models, baseline and Ewald.
+
+    python experiments/steps.py && python experiments/report.py
+
+One process for each model and size, `ewald-jax benchmark step`, on 8 molecules of 41 atoms;
+baseline and Ewald take turns within it. Writes ``results/steps_*.json``.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
+
+
+def measure(name: str, model: str, variant: str, overrides: tuple[str, ...]) -> None:
+    """Runs one benchmark and keeps its JSON."""
+    config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
+    variants = [config / "variant" / f"{stem}.yaml" for stem in ("baseline", variant)]
+    command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *overrides]
+    for path in variants:
+        command += ["--variant", path]
+    sys.stderr.write(f"{name}\n")
+    done = subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE)
+    (HERE / "results" / f"{name}.json").write_bytes(done.stdout)
+
+
+def main() -> None:
+    """Small sizes with forces, then the published ones for OE62 without and with them."""
+    for model in MODELS:
+        measure(f"steps_small_{model}", f"{model}_small", "voxel", ())
+    for forces in ("none", "l2"):
+        for model in MODELS:
+            name = f"steps_oe62_{model}" + ("" if forces == "none" else "_forces")
+            variant = f"{model}_oe62_voxel"
+            measure(name, f"{model}_oe62", variant, (f"loss.forces={forces}",))
+
+
+if __name__ == "__main__":
+    main()
