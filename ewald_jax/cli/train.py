@@ -42,6 +42,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the training in OUTPUT.")
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint folder whose parameters to start from."),
+    ] = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -50,6 +54,9 @@ def train(
     For example: ewald-jax train data.yaml model.yaml variant.yaml optim.lr=1e-4
 
     Ctrl-C finishes the step in progress and saves; --resume goes on from there.
+
+    --init fine-tunes: reference energies are fitted to the new data, the scale of energies
+    is the checkpoint's unless data.statistics.scale names another.
     """
     from rich.console import Console
 
@@ -67,6 +74,7 @@ def train(
         output,
         resume=resume,
         overwrite=overwrite,
+        init=init,
         progress=progress,
         # With --json, stdout holds the result and nothing else.
         console=Console(stderr=True, soft_wrap=True, highlight=False) if as_json else None,
@@ -99,6 +107,7 @@ def run_training(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    init: Path | None = None,
     progress: bool = True,
     console: "Console | None" = None,
 ) -> "FitResult":
@@ -109,6 +118,8 @@ def run_training(
         output: Directory of the run.
         resume: Continue the training in `output`; start one if there is none.
         overwrite: Replace the training in `output`.
+        init: Checkpoint directory to start from; its scale of energies stays, unless the
+            config names one. Not looked at where a training continues.
         progress: Show progress.
         console: Where to show it; None is standard output.
 
@@ -123,12 +134,15 @@ def run_training(
     from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
     from ewald_jax.train.directory import check_directory
+    from ewald_jax.train.initial import find_initial, keep_scale
     from ewald_jax.train.loop import fit
 
     # Before the data are read, which may take long.
-    check_directory(output, resume, overwrite)
+    continues = check_directory(output, resume, overwrite)
+    initial = None if continues else find_initial(init, output, resume)
     dataset = load_dataset(config.data, neighborhood(config.model), progress)
     splits = split_dataset(config.data, dataset)
+    settings = keep_scale(config.data.statistics, initial)
     return fit(
         config.model,
         dataset,
@@ -137,10 +151,11 @@ def run_training(
         loss=config.loss,
         optim=config.optim,
         output_dir=output,
-        statistics=dataset_statistics(dataset, splits["train"], config.data.statistics),
+        statistics=dataset_statistics(dataset, splits["train"], settings),
         config=config.to_dict(),
         resume=resume,
         overwrite=overwrite,
+        init=initial,
         progress=progress,
         console=console,
     )

@@ -71,7 +71,10 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             write_arrays(temporary, arrays)
-            files = {"parameters": _shapes(state.params), "files": checksums(temporary)}
+            files = {
+                "parameters": parameter_shapes(state.params),
+                "files": checksums(temporary),
+            }
             write_json(temporary / PROGRESS, {**progress, **files})
             temporary.rename(root / str(number))
         except BaseException:
@@ -98,7 +101,7 @@ def restore_state(directory: Path, state: TrainState) -> tuple[TrainState, dict[
     """
     place = _newest(directory, "last")
     progress = _read_progress(place)
-    _check_parameters(directory, progress["parameters"], state.params)
+    check_parameters(directory, progress["parameters"], state.params)
     read = lambda name, like: read_arrays(place, name, like, progress["files"])
     params, ema_params = read(_PARAMS, state.params), state.ema_params
     if ema_params is not None:
@@ -124,7 +127,7 @@ def restore_params(
     place = _newest(directory, which)
     progress = _read_progress(place)
     saved = progress["parameters"]
-    _check_parameters(directory, saved, like)
+    check_parameters(directory, saved, like)
     name = _EMA_PARAMS if (place / _EMA_PARAMS).is_dir() else _PARAMS
     # The types are the checkpoint's own: it may come from a float64 run.
     shapes = {k: jax.ShapeDtypeStruct(tuple(v[0]), v[1]) for k, v in saved.items()}
@@ -202,7 +205,7 @@ def _read_progress(place: Path) -> dict[str, Any]:
     return progress
 
 
-def _shapes(params: PyTree) -> dict[str, list]:
+def parameter_shapes(params: PyTree) -> dict[str, list]:
     """Path of each parameter -> [shape, dtype], plain values."""
     return {
         path: [list(x.shape), str(x.dtype)]
@@ -221,9 +224,20 @@ def _abstract_params(model: nn.Module) -> PyTree:
     return jax.eval_shape(lambda key: init_params(model, key, batch), jax.random.key(0))
 
 
-def _check_parameters(directory: Path, saved: Mapping[str, list], params: PyTree) -> None:
-    """Raises InputError, naming a parameter, unless the saved ones have these shapes."""
-    expected = _shapes(params)
+def check_parameters(
+    directory: str | Path, saved: Mapping[str, list], params: PyTree
+) -> None:
+    """Refuses parameters of another model.
+
+    Args:
+        directory: What to call the place of the checkpoint.
+        saved: `parameter_shapes` of the parameters in it.
+        params: Arrays or shapes of the model's own.
+
+    Raises:
+        InputError: If a parameter is missing, left over or of another shape, naming it.
+    """
+    expected = parameter_shapes(params)
     for path in sorted(saved.keys() | expected.keys()):
         there, here = saved.get(path), expected.get(path)
         if there is None or here is None:

@@ -116,13 +116,18 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
         InputError: Naming the first setting that differs, and both values.
     """
     saved, _ = read_description(directory)
+    if "train" not in saved:
+        raise InputError(
+            f"cannot resume: {directory} was not made by a training; expected it as --init of "
+            "a training in another directory"
+        )
     free = set(_MAY_DIFFER)
     if config["optim"]["schedule"] == "cosine":
         free -= {"epochs", "max_steps"}
     # Through JSON, so that tuples compare with lists.
     new = json.loads(json.dumps(config))
     for section in ("model", "loss", "optim", "train", "data.statistics"):
-        before, now = (_section(values, section) for values in (saved, new))
+        before, now = (flat_section(values, section) for values in (saved, new))
         for key in sorted(before.keys() | now.keys()):
             if section == "train" and key in free:
                 continue
@@ -184,7 +189,8 @@ def write_metrics(directory: Path, metrics: Mapping[str, Any]) -> None:
         write_json(directory / METRICS, metrics)
 
 
-def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+def flat_section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of a config (parts of its name joined by dots), its keys joined by dots."""
     for key in name.split("."):
         values = values.get(key) or {}
     return _flatten(values)

@@ -32,6 +32,7 @@ from ewald_jax.train.directory import (
 )
 from ewald_jax.train.display import Display
 from ewald_jax.train.evaluate import means, run_evaluation
+from ewald_jax.train.initial import Initial
 from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.train.keeper import Keeper
 from ewald_jax.train.losses import LossConfig
@@ -60,6 +61,7 @@ def fit(
     config: Mapping[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    init: str | Path | Initial | PyTree | None = None,
     progress: bool = True,
     console: Console | None = None,
 ) -> FitResult:
@@ -73,11 +75,13 @@ def fit(
         loss: What to minimise.
         optim: How.
         output_dir: Where checkpoints and metrics go.
-        statistics: Of the training data; None fits them with the defaults.
+        statistics: Of the training data; None fits them with the defaults, and keeps the
+            scale of the checkpoint in `init`.
         config: The resolved config to keep with the checkpoint (plain values); the sections
             "model", "loss", "optim" and "train" are filled in from the arguments.
         resume: Continue the training in `output_dir`; start one if there is none.
         overwrite: Replace the training in `output_dir`.
+        init: A checkpoint directory, or parameters, to start from instead of random ones.
         progress: Show lines, and a bar on a terminal.
         console: Where to show them; None is standard output.
 
@@ -100,6 +104,7 @@ def fit(
         config=config,
         resume=resume,
         overwrite=overwrite,
+        init=init,
     )
     board_dir = run.directory / TENSORBOARD if train.tensorboard else None
     with (

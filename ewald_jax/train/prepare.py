@@ -13,7 +13,7 @@ import optax
 
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
-from ewald_jax.data.statistics import Statistics, dataset_statistics
+from ewald_jax.data.statistics import Statistics, StatisticsConfig, dataset_statistics
 from ewald_jax.graph.budgets import budgets_from_sizes
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, model_to_config, neighborhood
@@ -27,6 +27,7 @@ from ewald_jax.train.directory import (
     read_history,
     withdrawn_on_failure,
 )
+from ewald_jax.train.initial import INIT, Initial, find_initial, keep_scale, recorded
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.metrics import metric_names
 from ewald_jax.train.optim import OptimConfig, Plateau, learning_rate, make_optimizer
@@ -41,7 +42,7 @@ from ewald_jax.train.step import (
     make_eval_step,
     make_train_step,
 )
-from ewald_jax.typing import InputError
+from ewald_jax.typing import InputError, PyTree
 
 TRAIN, VAL = "train", "val"
 
@@ -102,6 +103,7 @@ class Run:
     train_traces: list[BatchShape]  # grows with each compilation
     data_hash: str
     dtype: np.dtype
+    origin: str  # what it starts from, in words
 
     @property
     def steps_per_epoch(self) -> int:
@@ -146,6 +148,7 @@ def set_up(
     config: Mapping[str, Any] | None,
     resume: bool,
     overwrite: bool,
+    init: str | Path | Initial | PyTree | None,
 ) -> tuple[Run, TrainState, Position, list[dict[str, Any]]]:
     """Checks everything, then opens the output directory; arguments as in `fit`.
 
@@ -156,6 +159,7 @@ def set_up(
         InputError: For anything that would make the training fail or destroy another.
     """
     continues = check_directory(directory, resume, overwrite)
+    initial = None if continues else find_initial(init, directory, resume)
     dataset = dataset.suited_to(neighborhood(model))
     splits = _check_data(model, dataset, splits, loss, train)
     written = dict(config or {}) | {
@@ -164,11 +168,16 @@ def set_up(
         "optim": dataclasses.asdict(optim),
         "train": dataclasses.asdict(train),
     }
+    start = None if initial is None else initial.name
     if continues:
         check_same_run(directory, written)
         _, statistics = read_description(directory)
+        start = recorded(directory)
+    if start is not None:
+        written[INIT] = start
     if statistics is None:
-        statistics = dataset_statistics(dataset, splits[TRAIN])
+        settings = keep_scale(StatisticsConfig(), initial)
+        statistics = dataset_statistics(dataset, splits[TRAIN], settings)
 
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     used = np.unique(np.concatenate(list(splits.values())))
@@ -209,11 +218,14 @@ def set_up(
         train_traces=traces,
         data_hash=_hash(dataset, splits),
         dtype=dtype,
+        origin=_origin(initial, model),
     )
     init_key, run_key = jax.random.split(jax.random.key(train.seed))
     first = next(Loader(dataset, splits[TRAIN][:1], 1, dtype=dtype, prefetch=0).epoch())
     params = init_params(model, init_key, first)
-    if not continues:
+    if initial is not None:
+        params = initial.parameters(params)  # scale factors included
+    elif not continues:
         params = initial_scales(train.scales, model, params, loaders[TRAIN].epoch())
     state = create_state(params, tx, run_key, ema=optim.ema_decay > 0)
     position, history = Position(), []
@@ -225,6 +237,12 @@ def set_up(
         make_directory(directory, overwrite)
         write_description(directory, written, statistics)
     return run, state, position, history
+
+
+def _origin(initial: Initial | None, model: nn.Module) -> str:
+    if initial is None:
+        return "from the start"
+    return "\n".join([f"from {initial.name}", *initial.differences(model)])
 
 
 def _check_data(model, dataset, splits, loss, train) -> dict[str, np.ndarray]:

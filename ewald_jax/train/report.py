@@ -46,11 +46,13 @@ class FitResult:
 def summary(run: Run, state: TrainState, at: Position) -> str:
     """What a training that starts or continues is about."""
     sizes = ", ".join(f"{len(x.indices)} {name}" for name, x in run.loaders.items())
-    start = f"resumed at step {at.step}" if at.step else "from the start"
+    start, *notes = run.origin.split("\n")
+    start = f"resumed at step {at.step}" if at.step else start
     line = (
         f"{type(run.model).__name__} with {count_parameters(state.params):,} parameters; "
         f"{sizes} structures; {run.num_steps} steps, {start}; {run.directory}"
     )
+    line = "\n".join([line, *notes])
     unseen = set()
     for loader in run.loaders.values():
         for index in loader.indices:
