@@ -10,6 +10,7 @@ from ewald_jax.cli.benchmark import benchmark_app
 from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
 from ewald_jax.cli.fit_scales import fit_scales
+from ewald_jax.cli.import_torch import import_torch
 from ewald_jax.cli.predict import predict
 from ewald_jax.cli.train import train
 
@@ -28,6 +29,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
 app.command("fit-scales")(fit_scales)
+app.command("import-torch")(import_torch)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(data_app, name="data")
 

@@ -4,7 +4,8 @@ PyTorch stores a dense layer as [out, in], flax as [in, out]. Names are those of
 Catalyst Project's models of 2022 and 2023, and of the Ewald reference built on them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from ewald_jax.models import DimeNetPlusPlus, GemNetT, PaiNN, SchNet
 IGNORED = (
     ".offset",  # centres of Gaussians, constants here
     "initial_embedding",
+    "atomic_mass",
     ".down.linear.weight",  # the shared projection again, in each Ewald block
 )
 """Ends of names of arrays that hold nothing more."""
@@ -22,6 +24,28 @@ IGNORED_PARTS = (
     ".conv.nn.",  # the filter network of a SchNet interaction a second time
     ".seq_energy.",  # the layers of a GemNet output block a second time
 )
+
+
+_SHARED = (
+    (re.compile(r"\.conv\.nn\."), ".mlp."),
+    (re.compile(r"\.seq_energy\."), ".layers."),
+    (re.compile(r"^.*\.down\.linear\.weight$"), "down.linear.weight"),
+)
+"""Layers with several names, and the name that comes first in the reference."""
+
+
+def first_name(name: str, names: Container[str]) -> str:
+    """The name under which an array comes first, of those that a shared layer has."""
+    for pattern, first in _SHARED:
+        other = pattern.sub(first, name)
+        if other in names:
+            name = other
+    return name
+
+
+def is_constant(name: str) -> bool:
+    """Whether no optimiser of the reference moves an array: scale factors and buffers."""
+    return name.endswith(("scale_factor", ".offset", "initial_embedding", "atomic_mass"))
 
 
 class Rule(NamedTuple):

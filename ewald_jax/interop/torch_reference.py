@@ -16,6 +16,7 @@ import numpy as np
 
 from ewald_jax.interop.torch_config import EMBEDDINGS, architecture, reference_model
 from ewald_jax.interop.torch_names import IGNORED, IGNORED_PARTS, Rule, rules
+from ewald_jax.interop.torch_scales import with_scales
 from ewald_jax.models import batch_from_atoms
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.potential import init_params
@@ -23,7 +24,9 @@ from ewald_jax.typing import InputError, PyTree
 
 
 def from_reference(
-    config: Mapping[str, Any], weights: Mapping[str, np.ndarray]
+    config: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    scales: Mapping[str, float] | None = None,
 ) -> tuple[nn.Module, PyTree]:
     """Builds a model from the reference's constructor arguments and ``state_dict`` names.
 
@@ -31,6 +34,8 @@ def from_reference(
         config: The reference's arguments and its name, ``arch`` (or ``name``, as in OCP's
             configs).
         weights: Arrays by name.
+        scales: Fitted scale factors of a file beside the weights (`torch_scales.read_scales`),
+            which win over those among the weights.
 
     Returns:
         The model and its parameters.
@@ -38,7 +43,7 @@ def from_reference(
     Raises:
         InputError: If the architecture is not known, a weight is missing or left over, a
             shape does not fit (naming the array, both shapes and the setting that decides
-            it), or scale factors are missing.
+            it), or scale factors are missing or of another model.
     """
     name = EMBEDDINGS[architecture(config)]
     if name not in weights:
@@ -47,6 +52,8 @@ def from_reference(
             "expected weights of the model that the config names"
         )
     model = reference_model(config, len(np.asarray(weights[name])))
+    if scales is not None:
+        weights = with_scales(model, weights, scales)
     return model, reference_params(model, weights)
 
 
