@@ -57,7 +57,7 @@ def drawn(model, batch, seed=0):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
+        name = jax.tree_util.keystr(path[-1:])
         if "scale" in name and leaf.ndim < 2:
             value = np.ones(leaf.shape)
         elif "frequencies" in name:
