@@ -218,7 +218,7 @@ def applied(module, *inputs):
     return np.asarray(out), jax.tree.map(np.asarray, params)
 
 
-CASES = ["molecule", "nearest three", "own images", "several"]
+CASES = ["nearest three", "several"]
 FEATURES, DOWN, BASIS, SPHERICAL, RADIAL = 6, 5, 4, 3, 2
 
 
