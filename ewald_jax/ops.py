@@ -90,6 +90,23 @@ def _vectors(graph, senders, receivers, shifts, owner) -> Float[Array, "edges 3"
     return positions[senders] + translation - positions[receivers]
 
 
+def gather(values: Array, index: Int[Array, "*batch"], fill: int = 0) -> Array:
+    """Rows of `values`; `fill` where the index is past the end, also if there are no rows.
+
+    Args:
+        values: [rows, ...].
+        index: Which rows; ``rows`` for none.
+        fill: What stands in for none.
+
+    Returns:
+        [*batch, ...].
+    """
+    values = jnp.asarray(values)
+    if values.shape[0] == 0:
+        return jnp.full(jnp.shape(index) + values.shape[1:], fill, values.dtype)
+    return values.at[index].get(mode="fill", fill_value=fill)
+
+
 def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:
     """Gathers node values [nodes, ...] into the dense layout; empty slots are zero.
 
@@ -100,7 +117,7 @@ def to_dense(values: Array, dense_index: Int[Array, "rows slots"]) -> Array:
     Returns:
         [rows, slots, ...].
     """
-    return jnp.asarray(values).at[dense_index].get(mode="fill", fill_value=0)
+    return gather(values, dense_index)
 
 
 def node_slots(graph: jraph.GraphsTuple, rows: int, slots: int) -> Int[Array, " nodes"]:
@@ -121,8 +138,7 @@ def from_dense(dense: Array, node_slot: Int[Array, " nodes"]) -> Array:
     Returns:
         [nodes, ...].
     """
-    flat = jnp.asarray(dense).reshape((-1,) + dense.shape[2:])
-    return flat.at[node_slot].get(mode="fill", fill_value=0)
+    return gather(jnp.asarray(dense).reshape((-1,) + dense.shape[2:]), node_slot)
 
 
 def slot_mask(

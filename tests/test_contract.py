@@ -112,7 +112,7 @@ def tiny(name, scheme):
             centre = 0.0 if "bias" in jax.tree_util.keystr(path) else 1.0
             drawn = centre + (0.1 if centre else 0.3) * rng.normal(size=leaf.shape)
             return np.asarray(drawn, leaf.dtype)
-        fan_in = 1 if "embedding" in str(path) else np.prod(leaf.shape[:-1])
+        fan_in = 1 if path[-1].key == "embedding" else np.prod(leaf.shape[:-1])
         return np.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
     return model, jax.tree_util.tree_map_with_path(draw, shapes)

@@ -1,5 +1,6 @@
 """Every command and every line of Python in the README runs as written there."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,7 +9,10 @@ from pathlib import Path
 
 import ase.build
 import pytest
+import yaml
 from conftest import REPOSITORY
+from structures import reference
+from torch_files import save
 
 pytestmark = pytest.mark.configs
 
@@ -22,6 +26,11 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "experiments").symlink_to(REPOSITORY / "experiments")
     ase.build.molecule("CH3CH2OH").write(folder / "structures.xyz", format="extxyz")
+    data = reference("model_painn_baseline_aperiodic")
+    weights = {key[2:]: value for key, value in data.items() if key.startswith("w/")}
+    save(folder / "painn.pt", {"state_dict": weights})
+    settings = {"model": {"name": "painn", **json.loads(str(data["config"]))}}
+    (folder / "painn.yml").write_text(yaml.safe_dump(settings))
     return folder
 
 
@@ -70,3 +79,10 @@ def test_three_lines_in_a_network_of_ones_own(workplace):
         "\nassert energies.shape == batch.graph.nodes['species'].shape"
     )
     run([sys.executable, "-c", program], workplace)
+
+
+def test_commands_of_the_models(workplace):
+    shell = blocks("bash", "Models")
+    assert shell.count("ewald-jax ") == 4
+    run(["bash", "-euo", "pipefail", "-c", shell], workplace)
+    assert (workplace / "imported.extxyz").exists() and (workplace / "scales.json").exists()

@@ -135,7 +135,7 @@ class TripletInteraction(nn.Module):
 
         forward = ScaledDense(width, name="up_forward")(y)
         backward = ScaledDense(width, name="up_backward")(y)
-        backward = backward.at[triplets.reverse].get(mode="fill", fill_value=0)
+        backward = ops.gather(backward, triplets.reverse)
         return merge(forward, backward)
 
 

@@ -31,8 +31,7 @@ def triplet_cosines(
     # Elementwise rather than a matrix product: full precision on every accelerator.
     cosine = jnp.sum(start[:, :, None] * end[:, None, :], axis=-1)
     empty = vectors.shape[0]
-    reverse = jnp.asarray(triplets.reverse)
-    back = reverse.at[triplets.out_edges].get(mode="fill", fill_value=empty)
+    back = ops.gather(triplets.reverse, triplets.out_edges, fill=empty)
     incoming = triplets.in_edges[:, :, None]
     exists = (incoming < empty) & (triplets.out_edges[:, None] < empty)
     return cosine, exists & (incoming != back[:, None])
