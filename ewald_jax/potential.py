@@ -81,7 +81,6 @@ def model_outputs(
     Returns:
         The prediction.
     """
-    # numpy arrays that a caller closes over cannot be indexed by traced ones.
     batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
     graph = batch.graph
     positions, cell = graph.nodes["positions"], graph.globals["cell"]
@@ -126,6 +125,7 @@ def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) 
     Returns:
         As the model's ``__call__``, or as the options make it.
     """
+    # numpy arrays that a caller closes over cannot be indexed by traced ones.
     batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
     return model.apply({"params": params}, batch, _geometry(model, batch), **options)
 
@@ -200,7 +200,7 @@ def _outputs(
     model: nn.Module, params: PyTree, batch: Batch
 ) -> tuple[Float[Array, " graphs"], Float[Array, "nodes 3"] | None]:
     """Energies, and the forces of a direct head."""
-    nodes = model.apply({"params": params}, batch, _geometry(model, batch))
+    nodes = apply_model(model, params, batch)
     nodes, forces = nodes if isinstance(nodes, tuple) else (nodes, None)
     nodes = jnp.where(ops.node_mask(batch.graph), nodes, 0.0)
     return ops.sum_nodes(nodes, batch.graph), forces

@@ -73,7 +73,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 "Ewald" if "voxel" in step["name"] else step["name"],
                 f"{step['parameters']:,}",
                 f"{step['compile_seconds']:.0f}",
-                f"{step['seconds']:.3g}",
+                f"{step['seconds']:.3g} ± {step['seconds_spread'] / 2:.1g}",
                 f"{step['ratio']:.2f}",
                 f"{memory / 1e3:.2f}",
             )

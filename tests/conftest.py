@@ -34,6 +34,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """Which tests run in one process when several do (`-n 2 --dist loadgroup`).
+
+    Those of a file share what they compile; those of the contract share it by case.
+    """
+    for item in items:
+        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+        group = item.path.stem + (f"-{case}" if isinstance(case, tuple) else "")
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def graph_cache(tmp_path_factory):
     """Tests share a cache of graphs, and leave the user's alone."""

@@ -16,7 +16,7 @@ from structures import (
 import ewald_jax
 from ewald_jax import ops
 from ewald_jax.models.dimenet_blocks import Interaction
-from ewald_jax.models.gemnet_blocks import EdgeGraph, TripletInteraction
+from ewald_jax.models.gemnet_blocks import EdgeGraph, Shared, TripletInteraction
 from ewald_jax.nn.angles import receiver_cosines, triplet_cosines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -261,7 +261,8 @@ def test_sum_of_gemnet(case, x64):
     harmonics = np.where(exists, cosine**powers, 0.0)
     edges = EdgeGraph(graph.senders, graph.receivers, ops.node_mask(graph))
     module = TripletInteraction(down=DOWN, bilinear=7)
-    out, w = applied(module, m, rbf, basis, harmonics, edges, tables)
+    shared = Shared(edges, tables, harmonics, basis, rbf, rbf, rbf)
+    out, w = applied(module, m, shared)
 
     def dense(name, x):
         return scaled_silu(x @ w[name]["kernel"])

@@ -20,6 +20,7 @@ from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.optim import OptimConfig, make_optimizer
 from ewald_jax.train.state import count_parameters, create_state
 from ewald_jax.train.step import make_train_step
+from ewald_jax.typing import InputError
 
 _MB = 1e6
 
@@ -78,6 +79,12 @@ def time_steps(
     Raises:
         InputError: If a structure is not for one of the models.
     """
+    for name, model in models.items():
+        for index, atoms in enumerate(structures):
+            try:
+                check_structure(model, atoms.numbers, atoms.pbc)
+            except InputError as error:
+                raise InputError(f"{name}: structure {index} {error}") from None
     prepared = [_Step(model, structures, loss) for model in models.values()]
     seconds = interleaved(tuple(step.run for step in prepared), repeats)
     medians = np.median(seconds, axis=1)
@@ -127,7 +134,6 @@ def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
     needed = neighborhood(model)
     targets = []
     for atoms in structures:
-        check_structure(model, atoms.numbers, atoms.pbc)
         forces = rng.normal(size=(len(atoms), 3)).astype(dtype)
         energy, stress = dtype(rng.normal()), np.zeros((3, 3), dtype)
         free = np.ones(len(atoms), bool)

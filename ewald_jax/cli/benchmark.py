@@ -92,6 +92,8 @@ def step(
     composed = [load_config([*paths, path], overrides) for path in variant]
     structures = slabs(batch_size) if slab else alkanes(batch_size)
     models = {path.stem: c.model for path, c in zip(variant, composed, strict=True)}
+    if len(models) < len(variant):
+        raise InputError("two --variant files have the same name, expected different ones")
     timings = time_steps(models, structures, composed[0].loss, repeats)
     if as_json:
         settings = {

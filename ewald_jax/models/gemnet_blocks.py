@@ -42,6 +42,28 @@ class EdgeGraph(NamedTuple):
         return self.node_mask[self.receivers]
 
 
+class Shared(NamedTuple):
+    """What all blocks look at.
+
+    Attributes:
+        edges: Ends of the edges.
+        triplets: Edges that meet at each node.
+        harmonics: [nodes, in_slots, in_slots, spherical] of the angles, 0 where there is none.
+        basis: [edges, features, spherical] from `TripletBasis`.
+        rbf_triplets: [edges, features] embedded distances for `TripletInteraction`.
+        rbf_atoms: The same for the node updates.
+        rbf_output: The same for the output blocks.
+    """
+
+    edges: EdgeGraph
+    triplets: Triplets
+    harmonics: Float[Array, "nodes in_slots in_slots spherical"]
+    basis: Float[Array, "edges feat spherical"]
+    rbf_triplets: Float[Array, "edges rbf_feat"]
+    rbf_atoms: Float[Array, "edges rbf_feat"]
+    rbf_output: Float[Array, "edges rbf_feat"]
+
+
 def residuals(x: Float[Array, "rows feat"], count: int, name: str) -> Array:
     """`count` residual layers, inside a compact method."""
     for i in range(count):
@@ -108,27 +130,21 @@ class TripletInteraction(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        m: Float[Array, "edges feat"],
-        rbf: Float[Array, "edges rbf_feat"],
-        basis: Float[Array, "edges cbf_feat spherical"],
-        harmonics: Float[Array, "nodes in_slots in_slots spherical"],
-        edges: EdgeGraph,
-        triplets: Triplets,
+        self, m: Float[Array, "edges feat"], shared: Shared
     ) -> Float[Array, "edges feat"]:
         """Computes the update of the edge features."""
-        width, mask = m.shape[-1], edges.edge_mask
+        width, mask, triplets = m.shape[-1], shared.edges.edge_mask, shared.triplets
         x = ScaledDense(width, name="dense")(m)
-        scaled = x * LinearMap(width, name="rbf")(rbf)
+        scaled = x * LinearMap(width, name="rbf")(shared.rbf_triplets)
         x = ScaleFactor(name="scale_rbf")(scaled, x, mask)
         x = ScaledDense(self.down, name="down")(x)  # [edges, down]
 
         # Sum over b in slots, then back to the edges: [edges, spherical, down].
         ends = ops.to_dense(x, triplets.in_edges)
-        total = jnp.einsum("nbcs,nbf->ncsf", harmonics, ends)
+        total = jnp.einsum("nbcs,nbf->ncsf", shared.harmonics, ends)
         total = ops.from_dense(total, triplets.in_slot)
-        product = jnp.einsum("eis,esf->efi", basis, total)
-        shape = (self.down, basis.shape[1], self.bilinear)
+        product = jnp.einsum("eis,esf->efi", shared.basis, total)
+        shape = (self.down, shared.basis.shape[1], self.bilinear)
         kernel = self.param("bilinear", he_orthogonal, shape)
         y = jnp.einsum("efi,fio->eo", product, kernel)
         y = ScaleFactor(name="scale_sum")(y, x, mask)

@@ -18,6 +18,7 @@ from ewald_jax.models.gemnet_blocks import (
     DirectForces,
     EdgeEmbedding,
     EdgeGraph,
+    Shared,
     TripletBasis,
     TripletInteraction,
     residuals,
@@ -116,38 +117,29 @@ class GemNetT(nn.Module):
         cosine, exists = receiver_cosines(vectors, distances, triplets)
         harmonics = legendre_basis(cosine, self.num_spherical)
         harmonics = jnp.where(exists[..., None], harmonics, 0.0)
-        # Weights that all blocks share.
-        rbf_triplets, rbf_atoms, rbf_output = (
-            LinearMap(self.emb_size_rbf, name=f"rbf_{name}")(rbf)
-            for name in ("triplets", "atoms", "output")
-        )
-        basis = TripletBasis(self.num_spherical, self.emb_size_cbf, name="triplet_basis")(
-            rbf
+        edges = EdgeGraph(graph.senders, graph.receivers, ops.node_mask(graph))
+        shared = Shared(
+            edges,
+            triplets,
+            harmonics,
+            TripletBasis(self.num_spherical, self.emb_size_cbf, name="triplet_basis")(rbf),
+            *(
+                LinearMap(self.emb_size_rbf, name=f"rbf_{name}")(rbf)
+                for name in ("triplets", "atoms", "output")
+            ),
         )
         long_range = LongRange(
             self.ewald, self.atomic, batch, kspace, num_hidden=self.num_atom, scaled=True
         )
-        edges = EdgeGraph(graph.senders, graph.receivers, ops.node_mask(graph))
         h = ElementEmbedding(self.num_elements, self.emb_size_atom, name="embedding")(
             graph.nodes["species"]
         ).astype(distances.dtype)
         m = EdgeEmbedding(self.emb_size_edge, name="edge_embedding")(h, rbf, edges)
 
-        energy, force = self._output(0, m, rbf_output, edges)
+        energy, force = self._output(0, m, shared)
         for i in range(self.num_blocks):
-            h, m = self._interaction(
-                i,
-                h,
-                m,
-                rbf_triplets,
-                rbf_atoms,
-                basis,
-                harmonics,
-                edges,
-                triplets,
-                long_range,
-            )
-            more_energy, more_force = self._output(i + 1, m, rbf_output, edges)
+            h, m = self._interaction(i, h, m, shared, long_range)
+            more_energy, more_force = self._output(i + 1, m, shared)
             energy, force = energy + more_energy, force + more_force
         if not self.direct_forces:
             return energy[:, 0]
@@ -158,10 +150,9 @@ class GemNetT(nn.Module):
         )
         return energy[:, 0], forces
 
-    def _output(
-        self, i: int, m: Array, rbf: Array, edges: EdgeGraph
-    ) -> tuple[Array, Array]:
+    def _output(self, i: int, m: Array, shared: Shared) -> tuple[Array, Array]:
         """Energies [nodes, 1] and forces along the edges [edges, 1] of one block."""
+        rbf, edges = shared.rbf_output, shared.edges
         x = AtomUpdate(self.emb_size_atom, self.num_atom, name=f"output_{i}")(m, rbf, edges)
         energy = LinearMap(1, name=f"energy_{i}")(x)
         if not self.direct_forces:
@@ -169,30 +160,19 @@ class GemNetT(nn.Module):
         return energy, DirectForces(self.num_atom, name=f"force_{i}")(m, rbf, edges)
 
     def _interaction(
-        self,
-        i,
-        h,
-        m,
-        rbf_triplets,
-        rbf_atoms,
-        basis,
-        harmonics,
-        edges,
-        triplets,
-        long_range,
+        self, i: int, h: Array, m: Array, shared: Shared, long_range: LongRange
     ) -> tuple[Array, Array]:
         """Exchange between edges, from edges to nodes, and back."""
-        name = f"block_{i}"
-        width = self.emb_size_edge
+        name, width = f"block_{i}", self.emb_size_edge
         skip = ScaledDense(width, name=f"{name}_skip")(m)
         x = TripletInteraction(
             self.emb_size_trip, self.emb_size_bil_trip, name=f"{name}_triplets"
-        )(m, rbf_triplets, basis, harmonics, edges, triplets)
+        )(m, shared)
         x = residuals(merge(skip, x), self.num_before_skip, f"{name}_before_skip")
         m = residuals(merge(m, x), self.num_after_skip, f"{name}_after_skip")
         update = AtomUpdate(self.emb_size_atom, self.num_atom, name=f"{name}_atoms")(
-            m, rbf_atoms, edges
+            m, shared.rbf_atoms, shared.edges
         )
         h = merge(h, update, *long_range(i, h))
-        x = EdgeEmbedding(width, name=f"{name}_concat")(h, m, edges)
+        x = EdgeEmbedding(width, name=f"{name}_concat")(h, m, shared.edges)
         return h, merge(m, residuals(x, self.num_concat, f"{name}_residual"))

@@ -25,7 +25,7 @@ from ewald_jax.typing import Array, Float
 _xavier = nn.initializers.xavier_uniform()
 
 _NORM_EPSILON = 1e-8
-"""Å^2-like; keeps the slope of the norm of a zero vector finite, as published."""
+"""Added to squared norms of features, so that their roots have slopes at zero, as published."""
 
 
 class PaiNN(nn.Module):

@@ -226,7 +226,11 @@ def set_up(
     if initial is not None:
         params = initial.parameters(params)  # scale factors included
     elif not continues:
-        params = initial_scales(train.scales, model, params, loaders[TRAIN].epoch())
+        # Whole batches, however many devices share one.
+        whole = Loader(
+            dataset, splits[TRAIN], train.batch_size, shuffle_seed=train.seed, dtype=dtype
+        )
+        params = initial_scales(train.scales, model, params, whole.epoch())
     state = create_state(params, tx, run_key, ema=optim.ema_decay > 0)
     position, history = Position(), []
     if continues:

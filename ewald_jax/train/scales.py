@@ -18,6 +18,9 @@ from ewald_jax.typing import InputError, PyTree
 FIT = "fit"
 """Value of the setting `train.scales` that fits them when training starts."""
 
+NONE = "none"
+"""Value that leaves them 1."""
+
 FITTING_BATCHES = 16
 """Batches that they are fitted to, as in the Open Catalyst Project."""
 
@@ -112,7 +115,7 @@ def initial_scales(
     """Parameters with the scale factors that the setting `train.scales` asks for.
 
     Args:
-        setting: ``""``, ``"fit"`` or a file.
+        setting: ``none``, ``fit`` or a file.
         model: The network.
         params: Its parameters.
         batches: To fit on.
@@ -120,7 +123,7 @@ def initial_scales(
     Raises:
         InputError: If the file is missing or does not fit the model, naming it.
     """
-    if not setting:
+    if setting == NONE:
         return params
     if setting == FIT:
         return with_scale_factors(params, fit_scales(model, params, batches))

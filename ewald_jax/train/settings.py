@@ -43,7 +43,7 @@ class TrainConfig:
             of a single shape.
         scales: Where the scale factors of GemNet and PaiNN come from (see `nn.scaling`):
             ``fit`` finds them on the first batches when training starts, a file of
-            ``ewald-jax fit-scales`` gives them, "" leaves 1.
+            ``ewald-jax fit-scales`` gives them, ``none`` leaves 1.
         tensorboard: Write TensorBoard files.
     """
 
@@ -59,7 +59,7 @@ class TrainConfig:
     checkpoint_seconds: float = 10.0
     max_buckets: int = 4
     devices: int = 1
-    scales: str = ""
+    scales: str = "none"
     tensorboard: bool = True
 
     def __post_init__(self):

@@ -28,10 +28,12 @@ class BatchShape(NamedTuple):
     edges: int
     graphs: int
     slots: int
+    far_edges: int = 0
 
     def __str__(self) -> str:
         """Like ``64 nodes x 512 edges x 9 graphs``."""
-        return f"{self.nodes} nodes x {self.edges} edges x {self.graphs} graphs"
+        far = f" x {self.far_edges} far edges" if self.far_edges else ""
+        return f"{self.nodes} nodes x {self.edges} edges{far} x {self.graphs} graphs"
 
 
 def batch_shape(batch: Batch) -> BatchShape:
@@ -42,6 +44,7 @@ def batch_shape(batch: Batch) -> BatchShape:
         graph.senders.shape[-1],
         graph.n_node.shape[-1],
         batch.dense_index.shape[-1],
+        0 if batch.far_edges is None else batch.far_edges.senders.shape[-1],
     )
 
 
