@@ -4,6 +4,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that share the tests; those of one file, or one case of the contract, stay together.
+WORKERS ?= 2
 export PYTHON
 
 .PHONY: help demo test configs lint notebooks bench venv-core venv-dev venv-notebooks clean
@@ -29,7 +31,7 @@ demo: venv-core
 	$(BIN)/python experiments/demo.py $(ARGS)
 
 test: venv-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 configs: venv-dev
 	$(MAKE) test ARGS="-m configs $(ARGS)"

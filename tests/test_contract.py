@@ -34,7 +34,7 @@ from ewald_jax.nn.ewald import SCHEMES, EwaldConfig, check_boundary
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.typing import InputError
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
+pytestmark = [pytest.mark.usefixtures("x64", "quick_compilation"), pytest.mark.numerics]
 
 CUTOFF = 4.0
 FAR_CUTOFF = 6.5
@@ -56,12 +56,6 @@ VARIANTS = {"none": {}, "atomic": {"atomic": ATOMIC}} | {
     scheme: {"ewald": config} for scheme, config in EWALD.items()
 }
 PBC = {"open": [False] * 3, "periodic": [True] * 3}
-
-# What a scheme does not do, by its nature (PAPER.md, section 4). Everything else holds.
-BREAKS = {
-    "lattice": {"supercell", "lattice basis"},
-    "voxel": {"size consistency", "rotation of spherical tops"},
-}
 
 
 def accepts(scheme, pbc):
@@ -492,39 +486,3 @@ def test_float32_agrees_and_stays_float32(case):
         assert abs(single.energy[n] - result.energy[at[key]]) < 1e-5 * scale
         difference = np.abs(single.forces[n] - result.forces[at[key]]).max()
         assert difference < 3e-5 * np.abs(result.forces[at["base"]]).max()
-
-
-# -- what the paper's two schemes do not do, so that a better one can be told apart ------------
-
-
-def assert_promise(scheme, promise, first, second):
-    difference = abs(first - second) / max(abs(first), abs(second))
-    if promise in BREAKS.get(scheme, ()):
-        assert difference > 1e-7, f"{scheme} keeps {promise!r}: update BREAKS"
-    else:
-        assert difference < 1e-10, f"{scheme} breaks {promise!r} by {difference:.1e}"
-
-
-@pytest.mark.parametrize("scheme", [s for s in VARIANTS if accepts(s, PBC["periodic"])])
-@pytest.mark.parametrize("name", MODELS)
-def test_supercell_and_lattice_basis(name, scheme):
-    cell = ase.build.bulk("NaCl", "rocksalt", a=5.64).repeat((1, 1, 2))
-    cell.rattle(0.1, seed=4)
-    other = cell.copy()
-    other.set_cell([[1, 0, 0], [1, 1, 0], [0, -1, 1]] @ cell.cell.array)
-    result = evaluate(name, scheme, [cell, cell.repeat((2, 1, 1)), other], forces=False)
-    assert_promise(scheme, "supercell", 2 * result.energy[0], result.energy[1])
-    assert_promise(scheme, "lattice basis", result.energy[0], result.energy[2])
-
-
-@pytest.mark.parametrize("scheme", [s for s in VARIANTS if accepts(s, PBC["open"])])
-@pytest.mark.parametrize("name", MODELS)
-def test_size_consistency_and_spherical_tops(name, scheme):
-    one, two = generic_molecule(), moved(ase.build.molecule("CH3Cl"), [40.0, 30.0, 20.0])
-    axes = 1.56 * np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
-    top = ase.Atoms("SF6", axes)
-    turned = transformed(top, rotation(6))
-    result = evaluate(name, scheme, [one, two, one + two, top, turned], forces=False)
-    total = result.energy[0] + result.energy[1]
-    assert_promise(scheme, "size consistency", total, result.energy[2])
-    assert_promise(scheme, "rotation of spherical tops", result.energy[3], result.energy[4])
