@@ -37,11 +37,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def pytest_collection_modifyitems(items):
     """Which tests run in one process when several do (`-n 2 --dist loadgroup`).
 
-    Those of a file share what they compile; those of the contract share it by case.
+    Those of a file share what they compile, those of the contract share it by case, and
+    trainings of configs share nothing.
     """
     for item in items:
-        case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-        group = item.path.stem + (f"-{case}" if isinstance(case, tuple) else "")
+        group, params = item.path.stem, getattr(item, "callspec", None)
+        if params is not None and isinstance(params.params.get("case"), tuple):
+            group += f"-{params.params['case']}"
+        elif params is not None and item.get_closest_marker("configs"):
+            group = item.nodeid
         item.add_marker(pytest.mark.xdist_group(group))
 
 

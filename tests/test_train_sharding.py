@@ -3,11 +3,18 @@
 import jax
 import numpy as np
 import pytest
-from test_train_toy import compilation_cache, toy_dataset, toy_model, toy_splits
+from test_train_toy import (
+    compilation_cache,
+    toy_atoms,
+    toy_dataset,
+    toy_model,
+    toy_splits,
+)
+from tiny import drawn, tiny
 
-from ewald_jax.data import Loader, dataset_statistics
+from ewald_jax.data import Loader, dataset_from_atoms, dataset_statistics
 from ewald_jax.graph import Neighborhood
-from ewald_jax.models import build_model
+from ewald_jax.models import build_model, neighborhood
 from ewald_jax.potential import init_params
 from ewald_jax.train import LossConfig, OptimConfig, TrainConfig, create_state, fit
 from ewald_jax.train.display import Display
@@ -63,6 +70,32 @@ def test_gradient_with_long_range_block():
             batch = jax.device_put(batch, spread_over(on))
         results.append(jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch))
     assert_close(*results)
+
+
+@pytest.mark.parametrize("name, atomic", [("gemnet_t", None), ("schnet", {"cutoff": 6.0})])
+def test_gradient_with_triplets_and_far_edges(name, atomic):
+    """Unequal counts on the devices, down to a batch that is padding only."""
+    model = tiny(name, cutoff=4.0, atomic=atomic)
+    dataset = dataset_from_atoms(toy_atoms(5), neighborhood(model))
+
+    def batches(size):
+        return Loader(dataset, None, size, max_buckets=1, prefetch=0).epoch()
+
+    (whole,) = batches(5)
+    params = drawn(model, whole)
+    results = [jax.jit(jax.grad(loss_of(model, False), has_aux=True))(params, whole)]
+    for size in (3, 5):  # 3 and 2 structures; 5 and none
+        (halves,) = stacked(batches(size), 2)
+        halves = jax.device_put(halves, spread_over(data_mesh(2)))
+        results.append(
+            jax.jit(jax.grad(loss_of(model, True), has_aux=True))(params, halves)
+        )
+    assert_close(results[1], results[0])
+    assert_close(results[2], results[0])
+
+
+def loss_of(model, on_two):
+    return make_loss_fn(model, LOSS, 1.0, stacked=on_two)
 
 
 def test_a_step():
