@@ -159,7 +159,7 @@ def test_arrays_are_out_of_reach(load, kind, refused):
 
 @pytest.mark.parametrize("name", ["builtins.set", "collections.OrderedDict"])
 def test_containers_are_made_of_containers(name, load):
-    repeated = tensor(floats(), 0, (2**26, 2), (0, 1))
+    repeated = tensor(floats(), 0, (2**22, 2), (0, 1))
     with pytest.raises(
         InputError, match=r"damaged \(a container is made of something else"
     ):

@@ -10,7 +10,8 @@ arrange what it holds. Four things keep it so:
 * The instructions are read once before they run. Those that reach around `find_class` are
   refused, and so are those that make Python take memory or recurse without end.
 * What comes out is copied into plain values, to a limited depth and size.
-* The stand-ins check what they are given.
+* The stand-ins check what they are given, and one `data.budget` for the whole file counts
+  what that takes.
 """
 
 import contextlib
@@ -21,11 +22,19 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ewald_jax.data.stand_ins import Held, Record, Refused, limit, plain_value, shown
+from ewald_jax.data.budget import (
+    LARGEST_KEY,
+    Budget,
+    Refused,
+    budget_of_file,
+    budgeted,
+    limit,
+)
+from ewald_jax.data.stand_ins import Held, Record, plain_value, shown
 from ewald_jax.typing import InputError
 
 # Values in a tuple, those within others included: Python walks all where it is a key.
@@ -83,12 +92,13 @@ def unpickle(
     """
     stream = io.BytesIO(data) if isinstance(data, (bytes, bytearray)) else data
     start = stream.tell()
-    _scan(_Bounded(stream))
-    size = stream.tell() - start
-    stream.seek(start)
-    return plain_value(
-        _Unpickler(io.BytesIO(stream.read(size)), allowed, persistent).load()
-    )
+    bounded = _Bounded(stream)
+    with budgeted(bounded.end - start) as budget:
+        _scan(bounded, budget)
+        size = stream.tell() - start
+        stream.seek(start)
+        pickled = io.BytesIO(stream.read(size))
+        return plain_value(_Unpickler(pickled, allowed, persistent).load())
 
 
 @contextlib.contextmanager
@@ -119,6 +129,7 @@ class _Call(Held):
         self.function = function
 
     def __call__(self, *args: Any) -> Any:
+        budget_of_file().arguments(args)
         plain = [arg.value if type(arg) is Held else arg for arg in args]
         return _hold(self.function(*plain))
 
@@ -160,28 +171,52 @@ class _Bounded:
     def __init__(self, stream: BinaryIO):
         self.tell, self.readline, self._stream = stream.tell, stream.readline, stream
         here = stream.tell()
-        self._end = stream.seek(0, io.SEEK_END)
+        self.end = stream.seek(0, io.SEEK_END)
         stream.seek(here)
 
     def read(self, size: int) -> bytes:
-        return self._stream.read(min(size, self._end - self.tell()))
+        return self._stream.read(min(size, self.end - self.tell()))
 
 
-def _scan(stream: Any) -> None:
+class _Item(NamedTuple):
+    """What `_scan` knows of a value: its depth and size as a tuple, and its hash.
+
+    Attributes:
+        depth: Tuples within one another.
+        size: Values in them.
+        chosen: Whether a file can choose its hash.
+        large: Whether there are integers in it that are too large for a key.
+    """
+
+    depth: int = 1
+    size: int = 1
+    chosen: bool = False
+    large: bool = False
+
+
+# What is hashed: every second value above the mark (or the container), or each.
+_PAIRS = {"DICT", "SETITEM", "SETITEMS"}
+_ELEMENTS = {"ADDITEMS", "FROZENSET"}
+_MADE = {"REDUCE", "BINPERSID", "PERSID", "BUILD", "NEWOBJ", "FROZENSET"}
+_PLAIN, _UNKNOWN, _LARGE = _Item(), _Item(chosen=True), _Item(large=True)
+
+
+def _scan(stream: Any, budget: Budget) -> None:
     """Refuses instructions that could do harm before they reach a table.
 
     Runs them on depths and sizes of tuples in place of values: tuples are the only
-    containers whose hash Python takes by recursion, without a limit of its own.
+    containers whose hash Python takes by recursion, without a limit of its own. (No function
+    of the tables returns a tuple that it was given.)
     """
-    stack: list[tuple[int, int] | None] = []  # None is a mark
-    memo: dict[int, tuple[int, int]] = {}
+    stack: list[_Item | None] = []  # None is a mark
+    memo: dict[int, _Item] = {}
 
-    def pop() -> tuple[int, int]:
+    def pop() -> _Item:
         if (item := stack.pop()) is None:
             raise pickle.UnpicklingError("unexpected mark")
         return item
 
-    def push(item: tuple[int, int]) -> tuple[int, int]:
+    def push(item: _Item) -> _Item:
         stack.append(item)
         return item
 
@@ -203,16 +238,27 @@ def _scan(stream: Any) -> None:
         elif name == "DUP":
             push(push(pop()))
         else:
-            items = []
+            items: list[_Item] = []
             if pickletools.markobject in before:
                 while (item := stack.pop()) is not None:
                     items.append(item)
                 before = before[: before.index(pickletools.markobject)]
+            marked = len(items)
             items += [pop() for _ in before]
-            depth, size = 1, 1
+            if name in _PAIRS:  # the last value comes first
+                hashed = items[1 : 2 if name == "SETITEM" else marked : 2]
+            else:
+                hashed = items[:marked] if name in _ELEMENTS else []
+            for item in hashed:
+                if item.chosen or item.large:
+                    budget.key(item.size, item.large)
+            result = _UNKNOWN if name in _MADE else _PLAIN
             if name.startswith("TUPLE"):
-                depth += max((item[0] for item in items), default=0)
-                size += sum(item[1] for item in items)
+                depth = 1 + max((item.depth for item in items), default=0)
+                size = 1 + sum(item.size for item in items)
                 limit(depth, size, _MAX_TUPLE)
+                result = _Item(depth, size, True, any(item.large for item in items))
+            elif type(argument) is int and abs(argument) >= LARGEST_KEY:
+                result = _LARGE
             for _ in operation.stack_after:
-                push((depth, size))
+                push(result)

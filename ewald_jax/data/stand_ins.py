@@ -12,18 +12,11 @@ from typing import Any
 
 import numpy as np
 
-MAX_DEPTH = 100
-"""Containers within one another that a file may hold."""
-
-MAX_SIZE = 10_000_000
-"""Values that a file may hold, shared ones counted every time they are reached."""
+from ewald_jax.data.budget import Refused, budget_of_file, limit
 
 _ATOMS = {type(None), bool, int, float, complex, str, bytes, bytearray, slice}
+_MAX_AXES = 64  # as numpy
 _DTYPE = re.compile(r"[<>=|]?([biufc]\d{1,2}|[SU][1-9]\d{0,6})")
-
-
-class Refused(Exception):
-    """What a file holds is not allowed; the message goes on after the name of the file."""
 
 
 class Held:
@@ -74,7 +67,11 @@ class Record:
 
     def __setstate__(self, state: Any) -> None:
         """Keeps the attributes; fails on the class itself, which lacks the argument."""
-        for part in state if isinstance(state, tuple) else (state,):
+        parts = state if isinstance(state, tuple) else (state,)
+        if {type(part) for part in parts} - {dict, Dictionary, type(None)}:
+            raise TypeError("attributes are no dictionary")
+        budget_of_file().arguments(parts)
+        for part in parts:
             self.state.update(part or {})
 
 
@@ -82,14 +79,6 @@ def shown(name: str) -> str:
     """A name of the file, cut short and without characters that a terminal obeys."""
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 120 else f"{name[:117]}..."
-
-
-def limit(depth: int, size: int, most: int = MAX_SIZE) -> None:
-    """Refuses values nested deeper than `MAX_DEPTH`, or more than `most` of them."""
-    if depth > MAX_DEPTH:
-        raise Refused(f"nests its values deeper than {MAX_DEPTH} levels")
-    if size > most:
-        raise Refused(f"expands to more than {most} values")
 
 
 def plain_value(value: Any) -> Any:
@@ -152,11 +141,14 @@ def sizes(numbers: Any) -> tuple[int, ...]:
 
     Raises:
         TypeError: If it is neither a tuple nor a list.
-        ValueError: If an entry is not an integer or is negative.
+        ValueError: If it has more than 64 entries, or an entry is not an integer, is negative
+            or has more than 63 bits.
     """
     if type(numbers) not in (tuple, list):
         raise TypeError("a shape is not a tuple")
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if len(numbers) > _MAX_AXES:
+        raise ValueError(f"a shape has more than {_MAX_AXES} entries")
+    if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
         raise ValueError("a shape has an entry that is not a size")
     return tuple(numbers)
 
@@ -173,6 +165,7 @@ class _Dtype(Held):
         super().__init__(np.dtype(name))
 
     def __setstate__(self, state: Any) -> None:
+        budget_of_file().arguments([state])
         _, order, *structure = state
         if any(part is not None for part in structure[:3]):
             raise Refused("holds a numpy type of several fields, expected numbers or text")
@@ -189,6 +182,7 @@ class _Array(Held):
             raise Refused("holds a subclass of numpy.ndarray, expected plain arrays")
 
     def __setstate__(self, state: Any) -> None:
+        budget_of_file().arguments([state])
         *_, shape, dtype, fortran, raw = state
         self.value = _array(raw, dtype, shape, "F" if fortran else "C")
 
@@ -197,6 +191,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     """The read-only array of these bytes, in the byte order of this machine."""
     if not isinstance(dtype, _Dtype) or type(raw) not in (bytes, bytearray):
         raise Refused("holds a numpy array of objects, expected numbers or text")
+    budget_of_file().work(len(raw))
     kind, shape = dtype.value, sizes(shape)
     if math.prod(shape) * kind.itemsize != len(raw):
         raise ValueError("the bytes of a numpy array do not match its shape")
@@ -233,10 +228,16 @@ def _complex(real: Any, imaginary: Any = 0.0) -> complex:
     return complex(real, imaginary)
 
 
-def _slice(start: Any, stop: Any, step: Any) -> slice:
+class _Slice(Held):
+    """Stand-in of a slice, with which a pickle could make a list longer."""
+
+    __slots__ = ()
+
+
+def _slice(start: Any, stop: Any, step: Any) -> _Slice:
     if {type(start), type(stop), type(step)} - {int, type(None)}:
         raise TypeError("a slice is made of something else")
-    return slice(start, stop, step)
+    return _Slice(slice(start, stop, step))
 
 
 def _path(*parts: Any) -> str:
@@ -249,6 +250,9 @@ def _made_of_items(kind: Callable[[Any], Any]) -> Callable[..., Any]:
     def make(items: Any = ()) -> Any:
         if type(items) not in (list, tuple, dict, Dictionary):
             raise TypeError("a container is made of something else")
+        if type(items) in (list, tuple):
+            is_pair = kind is Dictionary
+            budget_of_file().keys(part[0] if is_pair and part else part for part in items)
         return kind(items)
 
     return make

@@ -18,33 +18,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ewald_jax.data.restricted import Refused, reading, shown, unpickle
+from ewald_jax.data.budget import Refused, budget_of_file, budgeted
+from ewald_jax.data.restricted import reading, shown, unpickle
 from ewald_jax.data.stand_ins import PLAIN, sizes
 from ewald_jax.typing import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _EXPECTED = "a PyTorch file"
-_MAX_EXPANDED = 2**27  # entries of a tensor with more of them than its storage has
 
 # Storages by the name of their type, as numpy calls what they hold. bfloat16 is what float32
 # begins with, and is read as that.
 _BFLOAT16 = "bfloat16"
+_TYPES = """Float:f4 Double:f8 Half:f2 BFloat16:bfloat16 Long:i8 Int:i4 Short:i2 Char:i1
+    Byte:u1 Bool:b1 ComplexFloat:c8 ComplexDouble:c16
+    Untyped:u1 storage.Untyped:u1 storage._Untyped:u1"""
 _STORAGES = {
-    "torch.FloatStorage": "f4",
-    "torch.DoubleStorage": "f8",
-    "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": _BFLOAT16,
-    "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4",
-    "torch.ShortStorage": "i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "b1",
-    "torch.ComplexFloatStorage": "c8",
-    "torch.ComplexDoubleStorage": "c16",
-    "torch.UntypedStorage": "u1",
-    "torch.storage.UntypedStorage": "u1",
-    "torch.storage._UntypedStorage": "u1",
+    f"torch.{name}Storage": kind
+    for name, kind in (pair.split(":") for pair in _TYPES.split())
 }
 # What an untyped storage can be seen as: types without a storage of their own.
 _VIEWS = {
@@ -52,8 +42,8 @@ _VIEWS = {
     **{f"torch.int{bits}": f"i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"torch.float{bits}": f"f{bits // 8}" for bits in (16, 32, 64)},
 }
-_OTHER_DTYPES = ("bool", "bfloat16", "complex32", "complex64", "complex128")
-_OTHER_DTYPES += ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+_OTHER_DTYPES = """bool bfloat16 complex32 complex64 complex128
+    float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz""".split()
 
 
 def load_torch(path: str | Path) -> Any:
@@ -76,8 +66,7 @@ def load_torch(path: str | Path) -> Any:
         what = "is a directory" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: {what}, expected {_EXPECTED}")
     with reading(path, _EXPECTED), open(path, "rb") as stream:
-        head = stream.read(16)
-        size = stream.seek(0, io.SEEK_END)
+        head, size = stream.read(16), stream.seek(0, io.SEEK_END)
         stream.seek(0)
         if not head:
             raise Refused(f"is empty, expected {_EXPECTED}")
@@ -116,7 +105,8 @@ class _Archive:
 
     def load(self) -> Any:
         """The content of the file."""
-        return unpickle(self._read("data.pkl"), TORCH, self._storage)
+        with budgeted(self._left):
+            return unpickle(self._read("data.pkl"), TORCH, self._storage)
 
     def _read(self, name: str) -> bytes:
         try:
@@ -171,7 +161,8 @@ def _load_legacy(stream: BinaryIO, size: int, table: Mapping[str, Any]) -> Any:
         raise Refused(f"is a pickle that torch.save did not write, expected {_EXPECTED}")
     unpickle(stream, {})  # the version of the protocol, 1001 ever since
     order = "<" if unpickle(stream, {})["little_endian"] else ">"
-    result = unpickle(stream, table, storage)
+    with budgeted(size):
+        result = unpickle(stream, table, storage)
     keys = unpickle(stream, {})
     if sorted(keys) != sorted(storages):
         raise ValueError("its list of storages is another than that of its tensors")
@@ -191,6 +182,7 @@ def _from_bytes(data: Any) -> Any:
     """A storage in a pickle that is not of `torch.save`: a legacy file within it."""
     if type(data) is not bytes:
         raise TypeError("a storage is not bytes")
+    budget_of_file().work(3 * len(data))  # reading takes longer than copying
     # One file within another is all that PyTorch writes.
     table = {name: entry for name, entry in TORCH.items() if entry is not _from_bytes}
     return _load_legacy(io.BytesIO(data), len(data), table)
@@ -251,12 +243,11 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> n
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if count and last >= len(storage):
         raise ValueError("a tensor is larger than its storage")
-    if count > max(len(storage), _MAX_EXPANDED):
-        raise Refused(f"repeats a tensor to more than {_MAX_EXPANDED} entries")
+    budget_of_file().entries(count)
     if count:
-        item = storage.itemsize
-        steps = [step * item for step in strides]
-        tensor = np.ndarray(shape, storage.dtype, storage, offset * item, steps)
+        steps = [step * storage.itemsize for step in strides]
+        start = offset * storage.itemsize
+        tensor = np.ndarray(shape, storage.dtype, storage, start, steps)
     else:
         tensor = np.empty(shape, storage.dtype)
     tensor.flags.writeable = False
@@ -273,6 +264,12 @@ def _untyped(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> n
     whole = len(storage) - len(storage) % np.dtype(_VIEWS[dtype]).itemsize
     view = storage[:whole].view(_VIEWS[dtype])
     return _rebuild(view, offset, size, stride, requires_grad, hooks, *metadata)
+
+
+def _parameter(data: Any, *settings: Any) -> np.ndarray:
+    if not isinstance(data, np.ndarray):
+        raise TypeError("a parameter is no tensor")
+    return data
 
 
 def _device(kind: Any, index: Any = None) -> str:
@@ -292,8 +289,7 @@ TORCH: Mapping[str, Any] = {
     "torch._utils._rebuild_tensor": _rebuild,
     "torch._utils._rebuild_tensor_v2": _rebuild,
     "torch._utils._rebuild_tensor_v3": _untyped,
-    "torch._utils._rebuild_parameter": lambda data, *settings: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *settings: data,
+    **{f"torch._utils._rebuild_parameter{end}": _parameter for end in ("", "_with_state")},
     "torch._tensor._rebuild_from_type_v2": lambda call, kind, args, state: call(*args),
 }
 """Stand-ins by "module.name" of what PyTorch puts into pickles, plain values included."""

@@ -11,14 +11,16 @@ All but the first may be missing, and the file may be the ``state_dict`` alone.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ewald_jax.data.budget import most_entries
 from ewald_jax.data.torch_pickle import load_torch
 from ewald_jax.interop.torch_names import first_name, is_constant
+from ewald_jax.interop.wording import brief, given
 from ewald_jax.typing import InputError
 
 _EXPECTED = (
@@ -75,42 +77,53 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> TorchCheckpoint:
     path = Path(path)
     content = load_torch(path)
     try:
-        weights = _weights(content)
+        most = most_entries(path.stat().st_size)
+        weights = _weights(content, most)
         whole = content if "state_dict" in content else {}
-        averaged = _averaged(weights, whole.get("ema")) if ema else None
+        averaged = _averaged(weights, whole.get("ema"), most) if ema else None
         normalizers = _normalizers(whole.get("normalizers"))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     config = whole.get("config")
     config = config if isinstance(config, dict) else None
-    averages = bool(whole.get("ema"))
+    averages = given(whole.get("ema"))
     return TorchCheckpoint(path, weights, averaged, averages, normalizers, config)
 
 
-def _weights(content: Any) -> dict[str, np.ndarray]:
+def _weights(content: Any, most: int) -> dict[str, np.ndarray]:
     if not isinstance(content, Mapping):
         raise InputError(f"holds a {type(content).__name__}, {_EXPECTED}")
     state = content.get("state_dict")
     if state is None:
         if not content or not all(isinstance(x, np.ndarray) for x in content.values()):
-            keys = ", ".join(repr(key) for key in list(content)[:5]) or "nothing"
+            keys = ", ".join(brief(key) for key in list(content)[:5]) or "nothing"
             raise InputError(f"has no state_dict but {keys}, {_EXPECTED}")
         state = content
     if not isinstance(state, Mapping) or not state:
-        what = "is empty" if isinstance(state, Mapping) else f"is {state!r:.40}"
+        what = "is empty" if isinstance(state, Mapping) else f"is {brief(state)}"
         raise InputError(f"its state_dict {what}, expected arrays by name")
+    _check_entries(state.values(), most)
     weights: dict[str, np.ndarray] = {}
     for name, array in state.items():
         if not isinstance(name, str):
-            raise InputError(f"its state_dict has the name {name!r:.40}, expected text")
+            raise InputError(f"its state_dict has the name {brief(name)}, expected text")
         short = re.sub(r"^(module\.)+", "", name)
         if short in weights:
             raise InputError(
-                f"its state_dict has {short!r} twice, with and without 'module.', expected "
-                "one of them"
+                f"its state_dict has {brief(short)} twice, with and without 'module.', "
+                "expected one of them"
             )
-        weights[short] = _floats(array, f"the array {name!r}")
+        weights[short] = _floats(array, f"the array {brief(name)}")
     return weights
+
+
+def _check_entries(arrays: Iterable[Any], most: int) -> None:
+    """Refuses arrays that together are much larger than their file: some are copied below."""
+    if sum(array.size for array in arrays if isinstance(array, np.ndarray)) > most:
+        raise InputError(
+            f"its arrays have more than {most} entries, far more than the file; expected "
+            "arrays that are not repeated"
+        )
 
 
 def _floats(array: Any, what: str) -> np.ndarray:
@@ -124,9 +137,11 @@ def _floats(array: Any, what: str) -> np.ndarray:
     return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
-def _averaged(weights: Mapping[str, np.ndarray], state: Any) -> dict[str, np.ndarray]:
+def _averaged(
+    weights: Mapping[str, np.ndarray], state: Any, most: int
+) -> dict[str, np.ndarray]:
     """The weights with running averages in place of those that were trained."""
-    if not state:
+    if not given(state):
         raise InputError("has no running averages ('ema'), expected them beside state_dict")
     shadow = state.get("shadow_params") if isinstance(state, Mapping) else None
     if not isinstance(shadow, Sequence) or isinstance(shadow, str):
@@ -138,13 +153,14 @@ def _averaged(weights: Mapping[str, np.ndarray], state: Any) -> dict[str, np.nda
             f"has {len(shadow)} running averages for {len(trained)} trained arrays, expected "
             "one for each"
         )
+    _check_entries(shadow, most)
     averages = {}
     for number, (name, array) in enumerate(zip(trained, shadow, strict=True)):
         average = _floats(array, f"running average {number}")
         if average.shape != weights[name].shape:
             raise InputError(
                 f"running average {number} has shape {average.shape}, but the array "
-                f"{name!r} in its place has {weights[name].shape}"
+                f"{brief(name)} in its place has {weights[name].shape}"
             )
         averages[name] = average
     return {
@@ -154,11 +170,11 @@ def _averaged(weights: Mapping[str, np.ndarray], state: Any) -> dict[str, np.nda
 
 
 def _normalizers(state: Any) -> dict[str, Normalizer]:
-    if not state:
+    if not given(state):
         return {}
     if not isinstance(state, Mapping) or "target" not in state:
-        keys = ", ".join(map(repr, state)) if isinstance(state, Mapping) else repr(state)
-        raise InputError(f"its normalizers are for {keys:.60}, expected 'target'")
+        keys = map(brief, list(state)[:5]) if isinstance(state, Mapping) else [brief(state)]
+        raise InputError(f"its normalizers are for {', '.join(keys)}, expected 'target'")
     found = {}
     for name in _NORMALIZERS:
         values = state.get(name)
@@ -171,10 +187,12 @@ def _normalizers(state: Any) -> dict[str, Normalizer]:
 
 
 def _scalar(values: Mapping[str, Any], name: str, key: str) -> float:
+    value = values[key]
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     try:
-        value = np.asarray(values[key], np.float64)
-    except (TypeError, ValueError):
-        value = np.zeros(0)
-    if value.size != 1:
-        raise InputError(f"the {key} of its normalizer {name!r} is not one number")
-    return float(value.reshape(()))
+        return float(value if isinstance(value, int | float) else None)
+    except (OverflowError, TypeError):
+        raise InputError(
+            f"the {key} of its normalizer {name!r} is not one number but {brief(value)}"
+        ) from None

@@ -17,18 +17,23 @@ import numpy as np
 
 from ewald_jax.data.torch_pickle import load_torch
 from ewald_jax.interop.torch_names import rules
+from ewald_jax.interop.wording import brief
 from ewald_jax.models import GemNetT
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.typing import InputError
 
 # Older names; interactions count from 1, outputs from 0.
 _OLDER = (
-    (r"OutBlock_(\d+)_sum", 0, "out_blocks.{}.scale_sum"),
-    (r"OutBlock_(\d+)_had", 0, "out_blocks.{}.scale_rbf_F"),
-    (r"AtomUpdate_(\d+)_sum", 1, "int_blocks.{}.atom_update.scale_sum"),
-    (r"TripInteraction_(\d+)_had_rbf", 1, "int_blocks.{}.trip_interaction.scale_rbf"),
-    (r"TripInteraction_(\d+)_sum_cbf", 1, "int_blocks.{}.trip_interaction.scale_cbf_sum"),
-    (r"EwaldUpdate_(\d+)_sum", 1, "int_blocks.{}.ewald_block.ewald_scale_sum"),
+    (r"OutBlock_(\d{1,6})_sum", 0, "out_blocks.{}.scale_sum"),
+    (r"OutBlock_(\d{1,6})_had", 0, "out_blocks.{}.scale_rbf_F"),
+    (r"AtomUpdate_(\d{1,6})_sum", 1, "int_blocks.{}.atom_update.scale_sum"),
+    (r"TripInteraction_(\d{1,6})_had_rbf", 1, "int_blocks.{}.trip_interaction.scale_rbf"),
+    (
+        r"TripInteraction_(\d{1,6})_sum_cbf",
+        1,
+        "int_blocks.{}.trip_interaction.scale_cbf_sum",
+    ),
+    (r"EwaldUpdate_(\d{1,6})_sum", 1, "int_blocks.{}.ewald_block.ewald_scale_sum"),
 )
 
 
@@ -56,10 +61,9 @@ def read_scales(path: str | Path) -> dict[str, float]:
             continue
         number = _number(value)
         if not isinstance(name, str) or not (math.isfinite(number) and number > 0):
-            shown = repr(value.tolist() if isinstance(value, np.ndarray) else value)
             fitted = " (it was never fitted)" if number == 0 else ""
             raise InputError(
-                f"{path}: the scale factor {name!r:.60} is {shown:.40}{fitted}, expected a "
+                f"{path}: the scale factor {brief(name)} is {brief(value)}{fitted}, expected a "
                 "number above 0"
             )
         scales[name] = number
@@ -99,11 +103,13 @@ def with_scales(
         place = f"{_module(name)}.{SCALE_FACTOR}"
         if place not in known and place not in spare:
             raise InputError(
-                f"the scale factor {name!r} is none of the model's, expected names like "
+                f"the scale factor {brief(name)} is none of the model's, expected names like "
                 f"{known[0].removesuffix(f'.{SCALE_FACTOR}')!r}"
             )
         if place in found:
-            raise InputError(f"the scale factor {name!r} is given twice, expected it once")
+            raise InputError(
+                f"the scale factor {brief(name)} is given twice, expected it once"
+            )
         found[place] = np.asarray(value, np.float32)
     used = {place: value for place, value in found.items() if place in known}
     return {**weights, **used}
@@ -135,8 +141,10 @@ def _read_json(path: Path) -> Any:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.ndarray):
         return math.nan
+    if isinstance(value, np.ndarray) and value.size != 1:
+        return math.nan
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-    return float(array.reshape(())) if array.size == 1 else math.nan
+    return float(array.reshape(()))

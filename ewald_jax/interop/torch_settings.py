@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from ewald_jax.interop.torch_checkpoint import Normalizer, TorchCheckpoint
+from ewald_jax.interop.wording import brief, given
 from ewald_jax.typing import InputError
 
 _DATASETS = ("normalizer", "dataset", "dataset_train")
@@ -86,7 +88,13 @@ def model_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     config = _fixed(config)
     model = config.get("model")
     if isinstance(model, str):
-        model = {**(config.get("model_attributes") or {}), "name": model}
+        attributes = config.get("model_attributes")
+        if given(attributes) and not isinstance(attributes, Mapping):
+            raise InputError(
+                f"the config has model_attributes: {brief(attributes)}, expected the model's "
+                "arguments by name"
+            )
+        model = {**(attributes or {}), "name": model}
     elif model is None and ("arch" in config or "name" in config):
         model = dict(config)
     if not isinstance(model, Mapping) or not {"name", "arch"} & model.keys():
@@ -140,19 +148,19 @@ def _fixed(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _of_dataset(config: Mapping[str, Any]) -> dict[str, Normalizer]:
     """Normalizers that the training data of a config name."""
-    dataset = next((config[key] for key in _DATASETS if config.get(key)), None)
-    if isinstance(dataset, list):
+    dataset = next((config[key] for key in _DATASETS if given(config.get(key))), None)
+    if isinstance(dataset, list | tuple):
         dataset = dataset[0]
     elif isinstance(dataset, Mapping) and isinstance(dataset.get("train"), Mapping):
         dataset = dataset["train"]
     if not isinstance(dataset, Mapping):
-        if config.get("includes"):
+        if given(config.get("includes")):
             raise InputError(
                 "the config takes its data set from other files ('includes'), expected "
                 "'dataset' with its normalisation in the same file"
             )
         return {}
-    if not dataset.get("normalize_labels"):
+    if not given(dataset.get("normalize_labels")):
         return {}
     if dataset.get("target_mean") is None:
         raise InputError(
@@ -167,10 +175,13 @@ def _of_dataset(config: Mapping[str, Any]) -> dict[str, Normalizer]:
 
 
 def _number(values: Mapping[str, Any], key: str) -> float:
-    # As text, because YAML has no numbers like 1e-4.
+    value = values.get(key)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     try:
-        return float(str(values[key]))
-    except (KeyError, ValueError):
+        # YAML takes numbers like 1e-4 for text.
+        return float(value if isinstance(value, int | float | str) else None)
+    except (OverflowError, TypeError, ValueError):
         raise InputError(
-            f"the config has {key}: {values.get(key)!r:.40}, expected a number"
+            f"the config has {key}: {brief(value)}, expected a number"
         ) from None
