@@ -82,12 +82,15 @@ def test_there_are_configs_of_every_kind():
     assert used == {*DATA, *MODELS, *VARIANTS}, "a config that no test trains"
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("data", DATA, ids=lambda path: path.stem)
-def test_every_combination_composes(data, model, variant):
-    config = load_config([data, model, variant])
-    assert Config.from_dict(config.to_dict()) == config
+def test_every_combination_composes(model):
+    """With every data set and every variant that is not made for another model."""
+    stems = [path.stem for path in MODELS]
+    for variant in VARIANTS:
+        special = [stem for stem in stems if variant.stem.startswith(stem)]
+        for data in DATA if special in ([], [model.stem]) else ():
+            config = load_config([data, model, variant])
+            assert Config.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize("path", [*DATA, *MODELS, *VARIANTS], ids=lambda path: path.stem)
