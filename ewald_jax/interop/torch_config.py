@@ -5,9 +5,15 @@ from typing import Any
 
 import flax.linen as nn
 
+from ewald_jax.interop.torch_blocks import (
+    atomic_config,
+    ewald_config,
+    flag,
+    has,
+    moderate,
+)
+from ewald_jax.interop.wording import brief
 from ewald_jax.models import build_model
-from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
-from ewald_jax.nn.ewald import EwaldConfig
 from ewald_jax.typing import InputError
 
 ARCHITECTURES: Mapping[str, str] = {
@@ -67,9 +73,16 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "cbf": ({"name": "spherical_harmonics"},),
     "extensive": (True,),
     "activation": ("silu", "swish"),
+    "act": ("silu", "swish"),
     "readout": ("add",),
     "num_targets": (1,),
+    "forces_coupled": (False, None),
 }
+
+# Arguments that are used below, or that change nothing about a network with given weights.
+_OTHERS = {"arch", "name", "num_elements", "max_neighbors", "use_pbc", "otf_graph"}
+_OTHERS |= {"regress_forces", "direct_forces", "ewald_hyperparams", "atom_to_atom_cutoff"}
+_OTHERS |= {"max_neighbors_at", "num_atoms", "bond_feat_dim", "output_init", "scale_file"}
 
 EMBEDDINGS: Mapping[str, str] = {
     "schnet": "embedding.weight",
@@ -87,9 +100,9 @@ def architecture(config: Mapping[str, Any]) -> str:
         InputError: If it is not one of `ARCHITECTURES`.
     """
     name = config.get("arch", config.get("name"))
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise InputError(
-            f"no reference weights for architecture {name!r}; it is one of "
+            f"no reference weights for architecture {brief(name)}; it is one of "
             f"{sorted(ARCHITECTURES)}"
         )
     return name
@@ -97,6 +110,9 @@ def architecture(config: Mapping[str, Any]) -> str:
 
 def reference_model(config: Mapping[str, Any], num_elements: int) -> nn.Module:
     """The model that the reference builds from a config, defects included.
+
+    The reference's DimeNet++ has an atom-to-atom block that no output depends on; it is left
+    out.
 
     Args:
         config: Its constructor arguments and its name, ``arch`` or ``name``.
@@ -110,69 +126,63 @@ def reference_model(config: Mapping[str, Any], num_elements: int) -> nn.Module:
     """
     arch = architecture(config)
     for key, allowed in _FIXED.items():
-        if key in config and config[key] not in allowed:
+        value = config.get(key, allowed[0])
+        if not any(type(value) is type(one) and value == one for one in allowed):
             raise InputError(
-                f"the config has {key}: {config[key]!r}, expected "
-                f"{' or '.join(repr(value) for value in allowed)}"
+                f"the config has {key}: {brief(value)}, expected "
+                f"{' or '.join(repr(one) for one in allowed)}"
             )
     fields = {}
     for key, default in _DEFAULTS[arch].items():
-        fields[key] = config.get(key, default)
+        fields[key] = moderate(key, config.get(key, default))
         if fields[key] is None:
             raise InputError(f"the config of {arch} lacks {key}, expected a number")
     if arch in ("painn", "gemnet_t"):
         # OCP's constructors differ in their default.
-        direct = config.get("direct_forces", arch == "painn")
-        fields["direct_forces"] = bool(direct and config.get("regress_forces", True))
+        direct = flag(config, "direct_forces", arch == "painn")
+        fields["direct_forces"] = direct and flag(config, "regress_forces", True)
     if arch == "painn":
         fields["smooth_cutoff"] = False
+    atomic = atomic_config(config)
     return build_model(
         ARCHITECTURES[arch],
         **fields,
-        max_neighbors=config.get("max_neighbors", 50),
+        max_neighbors=moderate("max_neighbors", config.get("max_neighbors", 50), 10**9),
         num_elements=num_elements,
         ewald=ewald_config(config),
-        atomic=atomic_config(config),
+        atomic=None if without_effect(config) else atomic,
     )
 
 
-def ewald_config(config: Mapping[str, Any]) -> EwaldConfig | None:
-    """`EwaldConfig` of the reference's ``ewald_hyperparams``, with the reference's defects.
+def without_effect(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of names of arrays that no output of the reference depends on."""
+    if architecture(config) != "dimenetplusplus" or not has(config, "atom_to_atom_cutoff"):
+        return ()
+    names = ("interactions_at.", "distance_expansion_at.")
+    return names if has(config, "ewald_hyperparams") else (*names, "atom_emb.")
 
-    Raises:
-        InputError: If one of them is missing.
-    """
-    hyper = config.get("ewald_hyperparams")
-    if hyper is None:
-        return None
-    try:
-        shared = {
-            "bottleneck": hyper["downprojection_size"],
-            "num_hidden": hyper["num_hidden"],
-        }
-        if config.get("use_pbc", True):
-            num_k = (hyper["num_k_x"], hyper["num_k_y"], hyper["num_k_z"])
-            return EwaldConfig.as_published(scheme="lattice", num_k=num_k, **shared)
-        return EwaldConfig.as_published(
-            scheme="voxel",
-            k_cutoff=hyper["k_cutoff"],
-            delta_k=hyper["delta_k"],
-            num_k_rbf=hyper["num_k_rbf"],
-            **shared,
+
+def config_notes(config: Mapping[str, Any]) -> list[str]:
+    """What is not as somebody may expect of this config, sentences."""
+    arch, notes = architecture(config), []
+    if without_effect(config):
+        notes.append(
+            "atom_to_atom_cutoff is left out: in the reference, no output of "
+            "dimenetplusplus depends on its atom-to-atom block"
         )
-    except KeyError as error:
-        raise InputError(
-            f"the config has ewald_hyperparams without {error.args[0]!r}, expected it beside "
-            f"use_pbc: {config.get('use_pbc', True)}"
-        ) from None
-
-
-def atomic_config(config: Mapping[str, Any]) -> AtomToAtomConfig | None:
-    """The reference's atom-to-atom block, None if the config has none."""
-    cutoff = config.get("atom_to_atom_cutoff")
-    if cutoff is None:
-        return None
-    neighbors = 100 if not config.get("use_pbc", True) else int((cutoff / 6.0) ** 3 * 50)
-    return AtomToAtomConfig(
-        cutoff=cutoff, max_neighbors=config.get("max_neighbors_at", neighbors)
-    )
+        if has(config, "ewald_hyperparams"):
+            notes.append("warning: that was not checked for both blocks in one model")
+    cutoff = config.get("cutoff", _DEFAULTS[arch]["cutoff"])
+    if not flag(config, "otf_graph", arch == "painn") and float(cutoff) > 6:
+        notes.append(
+            "without otf_graph the edges came with the training data, often to 6 Å and for "
+            f"50 neighbors; here they go to the config's cutoff of {float(cutoff):g} Å"
+        )
+    known = {*_DEFAULTS[arch], *_FIXED, *_OTHERS}
+    unknown = [brief(key) for key in config if key not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        notes.append(
+            f"settings of the config that were not looked at: {', '.join(unknown[:5])}{more}"
+        )
+    return notes

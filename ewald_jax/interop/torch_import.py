@@ -11,6 +11,7 @@ import numpy as np
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.interop.torch_checkpoint import read_checkpoint
+from ewald_jax.interop.torch_config import config_notes
 from ewald_jax.interop.torch_reference import from_reference
 from ewald_jax.interop.torch_scales import read_scales
 from ewald_jax.interop.torch_settings import model_arguments, normalisation, read_config
@@ -72,11 +73,12 @@ def import_checkpoint(
         raise InputError(f"{checkpoint}: has no config in it, expected one beside it")
     weights = loaded.weights if loaded.averaged is None else loaded.averaged
     try:
-        model, params = from_reference(model_arguments(used), weights, scales)
+        arguments = model_arguments(used)
+        model, params = from_reference(arguments, weights, scales)
+        notes = config_notes(arguments)
         scaling = normalisation(loaded, values)
     except InputError as error:
         raise InputError(f"{checkpoint}: {error}") from None
-    notes = []
     if loaded.has_averages and not ema:
         notes.append("the file also has running averages of the parameters, not taken")
     mean, std = (0.0, 1.0) if scaling is None else scaling.energy

@@ -3,9 +3,10 @@
 Weights come as a mapping of name to array; `interop.torch_checkpoint` reads them from files.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ase
@@ -14,9 +15,15 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from ewald_jax.interop.torch_config import EMBEDDINGS, architecture, reference_model
+from ewald_jax.interop.torch_config import (
+    EMBEDDINGS,
+    architecture,
+    reference_model,
+    without_effect,
+)
 from ewald_jax.interop.torch_names import IGNORED, IGNORED_PARTS, Rule, rules
 from ewald_jax.interop.torch_scales import with_scales
+from ewald_jax.interop.wording import brief
 from ewald_jax.models import batch_from_atoms
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.potential import init_params
@@ -51,7 +58,12 @@ def from_reference(
             f"the weights have no array {name!r}, which every {architecture(config)} has; "
             "expected weights of the model that the config names"
         )
-    model = reference_model(config, len(np.asarray(weights[name])))
+    shape = np.shape(weights[name])
+    if len(shape) != 2:
+        raise InputError(f"the array {name!r} has shape {shape}, expected a matrix")
+    model = reference_model(config, shape[0])
+    unused = without_effect(config)
+    weights = {k: v for k, v in weights.items() if not (unused and k.startswith(unused))}
     if scales is not None:
         weights = with_scales(model, weights, scales)
     return model, reference_params(model, weights)
@@ -108,14 +120,32 @@ def _check_names(
     if missing:
         raise InputError(
             f"the weights have no array {missing[0]!r}, which the config asks for"
+            f"{_culprits(model, set(missing), -1)}"
         )
     known = {rule.name for rule in wanted}
     left = [name for name in weights if name not in known and not _ignored(name)]
     if left:
+        hint = _culprits(model, set(left), 1) or _hint(left[0])
         raise InputError(
-            f"the weights have an array {left[0]!r} (and {len(left) - 1} more) that the "
-            f"config has no place for{_hint(left[0])}"
+            f"the weights have an array {brief(left[0])} (and {len(left) - 1} more) that the "
+            f"config has no place for{hint}"
         )
+
+
+def _culprits(model: nn.Module, names: set[str], step: int) -> str:
+    """The integer settings without which no array would be missing, or fewer left over.
+
+    Args:
+        model: As the config makes it.
+        names: Arrays that are missing or left over.
+        step: -1 or 1, which takes parts away from the model or adds some.
+    """
+    now, found = {rule.name for rule in rules(model)}, []
+    for key, changed in _changed(model, step):
+        difference = now ^ {rule.name for rule in rules(changed)}
+        if difference and difference <= names:
+            found.append(key)
+    return f"; look at {' and '.join(found)} in the config" if found else ""
 
 
 def _hint(name: str) -> str:
@@ -168,21 +198,32 @@ def _causes(model: nn.Module, path: tuple[str, ...], ours: tuple, theirs: tuple)
         n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]
     ]
     found = []
-    for key, changed in _one_larger(model):
+    for key, changed in _changed(model, 1):
         shape = _shapes(changed).get(path, ours)
         if any(shape[n] != ours[n] for n in axes):
             found.append(key)
     return f"; look at {' and '.join(found)} in the config" if found else ""
 
 
-def _one_larger(model: nn.Module):
-    """The model with each integer setting one larger in turn, and the setting's name."""
-    names = {"bottleneck": "downprojection_size"}
+def _changed(model: nn.Module, step: int) -> Iterator[tuple[str, nn.Module]]:
+    """The model with each integer setting changed in turn, by the reference's names."""
     for field in dataclasses.fields(model):
-        if type(getattr(model, field.name)) is int and field.name != "max_neighbors":
-            yield field.name, model.clone(**{field.name: getattr(model, field.name) + 1})
-    if model.ewald is not None:
-        for name in ("bottleneck", "num_k_rbf", "num_hidden"):
-            larger = {name: getattr(model.ewald, name) + 1}
-            ewald = dataclasses.replace(model.ewald, **larger)
-            yield names.get(name, name), model.clone(ewald=ewald)
+        value = getattr(model, field.name)
+        if type(value) is int and field.name not in ("max_neighbors", "num_elements"):
+            yield field.name, model.clone(**{field.name: value + step})
+    if model.ewald is None:
+        return
+    changes = {
+        "downprojection_size": {"bottleneck": model.ewald.bottleneck + step},
+        "num_hidden": {"num_hidden": model.ewald.num_hidden + step},
+    }
+    if model.ewald.scheme == "lattice":
+        for axis, name in enumerate(("num_k_x", "num_k_y", "num_k_z")):
+            num_k = list(model.ewald.num_k)
+            num_k[axis] += step
+            changes[name] = {"num_k": tuple(num_k)}
+    else:
+        changes["num_k_rbf"] = {"num_k_rbf": model.ewald.num_k_rbf + step}
+    for name, fields in changes.items():
+        with contextlib.suppress(InputError):  # below the least value
+            yield name, model.clone(ewald=dataclasses.replace(model.ewald, **fields))
