@@ -66,7 +66,7 @@ def test_energy_and_forces(name, x64):
     compare(name, np.float64, 1e-10, 1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if "baseline" not in name])
+@pytest.mark.parametrize("name", FILES)
 def test_energy_and_forces_in_float32(name):
     """As far from float64 as the reference's own float32 result, or less than 1e-5."""
     data = load(name)
@@ -192,11 +192,61 @@ def test_wrong_shapes_name_array_shapes_and_setting(name, key, value, array):
         ({"rbf": {"name": "bernstein"}}, "rbf"),
         ({"num_targets": 3}, "num_targets"),
         ({"emb_size_trip": None}, "emb_size_trip"),
+        ({"forces_coupled": True}, "forces_coupled: True, expected False"),
+        ({"activation": "siqu"}, "activation"),
+        ({"extensive": False}, "extensive"),
+        ({"num_blocks": 10**9}, "num_blocks: 1000000000, expected a number up to 100"),
     ],
 )
 def test_settings_without_a_counterpart_are_refused(changes, word):
     config, weights = config_and_weights("model_gemnet_t_baseline_pbc")
     assert word in refused({**config, **changes}, weights)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("schnet_baseline_pbc", {"num_interactions": 3}, "num_interactions"),
+        ("schnet_baseline_pbc", {"num_interactions": 1}, "num_interactions"),
+        ("painn_baseline_pbc", {"num_layers": 4}, "num_layers"),
+        ("painn_ewald_aperiodic", {"num_layers": 1}, "num_layers"),
+        ("dimenetplusplus_baseline_pbc", {"num_blocks": 3}, "num_blocks"),
+        ("dimenetplusplus_baseline_pbc", {"num_blocks": 1}, "num_blocks"),
+        ("dimenetplusplus_baseline_pbc", {"num_output_layers": 3}, "num_output_layers"),
+        ("dimenetplusplus_baseline_pbc", {"num_output_layers": 1}, "num_output_layers"),
+        ("dimenetplusplus_ewald_pbc", {"num_after_skip": 3}, "num_after_skip"),
+        ("gemnet_t_baseline_pbc", {"num_blocks": 3}, "num_blocks"),
+        ("gemnet_t_baseline_pbc", {"num_concat": 0}, "num_concat"),
+        ("gemnet_t_ewald_pbc", {"num_atom": 3}, "num_atom"),
+        (
+            "gemnet_t_baseline_pbc",
+            {"num_blocks": 3, "num_concat": 2},
+            "num_blocks and num_concat",
+        ),
+    ],
+)
+def test_wrong_numbers_of_layers_are_named(name, changes, words):
+    config, weights = config_and_weights(f"model_{name}")
+    assert refused({**config, **changes}, weights).endswith(
+        f"; look at {words} in the config"
+    )
+
+
+@pytest.mark.parametrize("arch", ["schnet", "painn", "dimenetplusplus", "gemnet_t"])
+def test_wrong_ewald_settings_are_named(arch):
+    config, weights = config_and_weights(f"model_{arch}_ewald_pbc")
+    hyper = config["ewald_hyperparams"]
+    larger = {**hyper, "num_k_x": hyper["num_k_x"] + 1}
+    sentence = refused({**config, "ewald_hyperparams": larger}, weights)
+    assert "'down.linear.weight'" in sentence
+    assert sentence.endswith("; look at num_k_x and num_k_y and num_k_z in the config")
+    larger = {**hyper, "downprojection_size": 4}
+    sentence = refused({**config, "ewald_hyperparams": larger}, weights)
+    assert sentence.endswith("; look at downprojection_size in the config")
+    if arch != "gemnet_t":  # which takes num_atom
+        larger = {**hyper, "num_hidden": hyper["num_hidden"] + 1}
+        sentence = refused({**config, "ewald_hyperparams": larger}, weights)
+        assert sentence.endswith("; look at num_hidden in the config")
 
 
 @pytest.mark.parametrize("name", FILES)
