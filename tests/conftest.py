@@ -34,6 +34,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# Files whose tests compare numbers, which no version of Python changes.
+NUMERICS = (
+    "test_basis",
+    "test_contract",
+    "test_direct_forces",
+    "test_double_backward",
+    "test_experiments_configs",
+    "test_frame",
+    "test_interop",
+    "test_layers",
+    "test_madelung",
+    "test_models",
+    "test_reference",
+    "test_samples",
+    "test_scales",
+    "test_train_losses",
+    "test_train_optim",
+    "test_train_sharding",
+    "test_triplet",
+)
+
+
 def pytest_collection_modifyitems(items):
     """Which tests run in one process when several do (`-n 2 --dist loadgroup`).
 
@@ -41,6 +63,8 @@ def pytest_collection_modifyitems(items):
     trainings of configs share nothing.
     """
     for item in items:
+        if item.path.stem.startswith(NUMERICS):
+            item.add_marker(pytest.mark.numerics)
         group, params = item.path.stem, getattr(item, "callspec", None)
         if params is not None and isinstance(params.params.get("case"), tuple):
             group += f"-{params.params['case']}"

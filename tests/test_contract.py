@@ -34,7 +34,7 @@ from ewald_jax.nn.ewald import SCHEMES, EwaldConfig, check_boundary
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.typing import InputError
 
-pytestmark = [pytest.mark.usefixtures("x64", "quick_compilation"), pytest.mark.numerics]
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
 CUTOFF = 4.0
 FAR_CUTOFF = 6.5

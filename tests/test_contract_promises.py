@@ -15,7 +15,7 @@ from test_contract import PBC, VARIANTS, accepts, evaluate
 
 from ewald_jax.models import MODELS
 
-pytestmark = [pytest.mark.usefixtures("x64", "quick_compilation"), pytest.mark.numerics]
+pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
 
 # What a scheme does not do, by its nature (PAPER.md, section 4). Everything else holds.
 BREAKS = {

@@ -25,7 +25,7 @@ from ewald_jax.train import LossConfig, OptimConfig, create_state
 from ewald_jax.train.optim import make_optimizer
 from ewald_jax.train.step import make_train_step
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.numerics]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 EWALD = EwaldConfig(k_cutoff=0.4, num_k_rbf=8, bottleneck=3, prefactor=1.0)
 MODELS = ("painn", "gemnet_t")

@@ -16,7 +16,7 @@ from ewald_jax.train import LossConfig, OptimConfig, create_state
 from ewald_jax.train.optim import make_optimizer
 from ewald_jax.train.step import make_loss_fn, make_train_step
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.numerics]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Fewer layers of a kind compile faster.
 FEWER = {

@@ -13,7 +13,7 @@ import ewald_jax
 from ewald_jax.interop.torch_names import rules
 from ewald_jax.typing import InputError
 
-pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.numerics]
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FILES = sorted(path.stem for path in REFERENCE.glob("model_*.npz"))
 EWALD = [name for name in FILES if "_ewald_" in name]
