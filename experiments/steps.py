@@ -1,6 +1,6 @@
 """Compilation, step time and memory of all four models, baseline and Ewald.
 
-    python experiments/steps.py && python experiments/report.py
+    python experiments/steps.py [PART-OF-NAME] && python experiments/report.py
 
 One process for each model and size, `ewald-jax benchmark step`, on 8 molecules of 41 atoms;
 baseline and Ewald take turns within it. Writes ``results/steps_*.json``.
@@ -15,7 +15,9 @@ MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
 
 
 def measure(name: str, model: str, variant: str, overrides: tuple[str, ...]) -> None:
-    """Runs one benchmark and keeps its JSON."""
+    """Runs one benchmark and keeps its JSON, if the command line asks for it."""
+    if not all(part in name for part in sys.argv[1:]):
+        return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
     variants = [config / "variant" / f"{stem}.yaml" for stem in ("baseline", variant)]
     command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *overrides]
