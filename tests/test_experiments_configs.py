@@ -72,7 +72,8 @@ def _belong_together(data, model, variant):
         return False
     if of_paper == "small":
         # Each of these files once more with every model would train for minutes.
-        others = variant.stem in ("atomic", "cutoff") and model.stem != "schnet_small"
+        plain = variant.stem in ("atomic", "baseline", "cutoff")
+        others = plain and model.stem != "schnet_small"
         if others or not (data.stem in PERIODIC or is_plainest(model, variant)):
             return False
     ewald = load_config([data, model, variant]).model.ewald
@@ -160,8 +161,7 @@ def test_paper_models_have_the_paper_parameters(model, variant, parameters):
 @pytest.mark.parametrize(("data", "model", "variant"), COMBINATIONS)
 def test_trains_two_steps(data, model, variant, tmp_path):
     small = model.stem.endswith("small")
-    fitted = small and variant.stem == "baseline"
-    config = load_config([data, model, variant], TINY if fitted else (*TINY, *AS_DRAWN))
+    config = load_config([data, model, variant], TINY if small else (*TINY, *AS_DRAWN))
     dataset = load_dataset(config.data, neighborhood(config.model))
     splits = split_dataset(config.data, dataset)
     statistics = dataset_statistics(dataset, splits["train"], config.data.statistics)
