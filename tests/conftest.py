@@ -146,7 +146,10 @@ def real_data():
     named = os.environ.get("EWALD_JAX_DATA")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no real data: {folder} does not exist (set EWALD_JAX_DATA)")
+        pytest.skip(
+            "needs published data sets, too large to come with the code; EWALD_JAX_DATA names "
+            f"a folder that holds them, and {folder} does not exist"
+        )
     return folder
 
 

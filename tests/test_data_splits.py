@@ -1,5 +1,7 @@
 """Splits: disjoint, reproducible, of the sizes asked for, and groups stay together."""
 
+import functools
+
 import ase
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from ewald_jax.data import (
     random_split,
     split_dataset,
 )
-from ewald_jax.data.samples import SAMPLES, SPLITS
+from ewald_jax.data.ase_files import ASE_READERS, iterate
+from ewald_jax.data.samples import SAMPLES, SPLITS, sample_path
 from ewald_jax.typing import InputError
 
 
@@ -222,17 +225,10 @@ class Infos:
         return self._infos
 
 
-def sample_sets(name, _kept={}):  # noqa: B006
-    if name not in _kept:
-        from ewald_jax.data.ase_files import ASE_READERS, iterate
-        from ewald_jax.data.samples import sample_path
-
-        path = sample_path(name)
-        if not path.exists():
-            pytest.skip(f"{path.name} is not made yet")
-        frames = iterate(path, ASE_READERS["extxyz"])
-        _kept[name] = Infos([atoms.info for atoms in frames])
-    return _kept[name]
+@functools.cache
+def sample_sets(name):
+    frames = iterate(sample_path(name), ASE_READERS["extxyz"])
+    return Infos([atoms.info for atoms in frames])
 
 
 def test_unknown_split():
