@@ -162,7 +162,12 @@ def test_unknown_and_wrong_architectures():
     config, weights = config_and_weights()
     assert "schnet" in refused({**config, "arch": "schnett"}, weights)
     painn, _ = config_and_weights("model_painn_baseline_pbc")
-    assert "atom_emb.embeddings.weight" in refused(painn, weights)
+    sentence = refused(painn, weights)
+    assert "those of schnet" in sentence and "one of painn" in sentence
+    _, gemnet = config_and_weights("model_gemnet_t_baseline_pbc")  # embeds as PaiNN does
+    assert "those of gemnet_t" in refused(painn, gemnet)
+    left = {k: v for k, v in weights.items() if k != "embedding.weight"}
+    assert "'embedding.weight'" in refused(config, left)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Triplets of atoms for DimeNet++ and GemNet, as the edges that meet at each node.
 
 A list of all triplets is as long as edges times neighbors. Their sums only ever run over the
-edges at one node, so a table [nodes, slots] of those edges says the same in a tenth of the
-memory, and makes the sums matrix products of static shape.
+edges at one node, so a table [nodes, slots] of those edges, no longer than the list of edges
+and its empty slots, says the same and makes the sums matrix products of static shape.
 """
 
 import numpy as np

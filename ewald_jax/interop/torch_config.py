@@ -84,6 +84,14 @@ _OTHERS = {"arch", "name", "num_elements", "max_neighbors", "use_pbc", "otf_grap
 _OTHERS |= {"regress_forces", "direct_forces", "ewald_hyperparams", "atom_to_atom_cutoff"}
 _OTHERS |= {"max_neighbors_at", "num_atoms", "bond_feat_dim", "output_init", "scale_file"}
 
+OWN_ARRAYS: Mapping[str, str] = {
+    "schnet": "interactions.0.",
+    "painn": "message_layers.0.",
+    "dimenetplusplus": "interaction_blocks.0.",
+    "gemnet_t": "int_blocks.0.",
+}
+"""How the names of some arrays begin in one architecture and in no other."""
+
 EMBEDDINGS: Mapping[str, str] = {
     "schnet": "embedding.weight",
     "painn": "atom_emb.embeddings.weight",

@@ -17,6 +17,7 @@ import numpy as np
 
 from ewald_jax.interop.torch_config import (
     EMBEDDINGS,
+    OWN_ARRAYS,
     architecture,
     reference_model,
     without_effect,
@@ -52,11 +53,18 @@ def from_reference(
             shape does not fit (naming the array, both shapes and the setting that decides
             it), or scale factors are missing or of another model.
     """
-    name = EMBEDDINGS[architecture(config)]
+    arch = architecture(config)
+    of = [a for a, start in OWN_ARRAYS.items() if any(k.startswith(start) for k in weights)]
+    if of and arch not in of:
+        raise InputError(
+            f"the weights are those of {of[0]}, but the config is one of {arch}; expected "
+            "the config that belongs to the weights"
+        )
+    name = EMBEDDINGS[arch]
     if name not in weights:
         raise InputError(
-            f"the weights have no array {name!r}, which every {architecture(config)} has; "
-            "expected weights of the model that the config names"
+            f"the weights have no array {name!r}, which every {arch} has; expected weights of "
+            "the model that the config names"
         )
     shape = np.shape(weights[name])
     if len(shape) != 2:
@@ -84,10 +92,7 @@ def reference_params(model: nn.Module, weights: Mapping[str, np.ndarray]) -> PyT
     """
     wanted = rules(model)
     _check_names(model, wanted, weights)
-    params = {}
-    for rule in wanted:
-        array = np.asarray(weights[rule.name])
-        params[rule.path] = array.T if rule.transpose else array
+    params = flax.traverse_util.flatten_dict(take_rules(wanted, weights))
     _check_shapes(model, wanted, params)
     for rule in wanted:
         if rule.path[-1] == SCALE_FACTOR and not params[rule.path] > 0:

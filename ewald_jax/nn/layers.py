@@ -28,7 +28,7 @@ def scaled_silu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
 
 
 # Training on forces differentiates twice. The chain rule through the parts of a sigmoid keeps
-# nine arrays like x for that; the derivatives written out keep four.
+# many arrays like x for that; with the derivatives written out fewer are kept.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _silu(scale: float, x: Array) -> Array:
     return x * jax.nn.sigmoid(x) * scale
