@@ -2,7 +2,9 @@
 
 from ewald_jax import interop, kspace
 from ewald_jax.models import MODELS, batch_from_atoms, build_model
-from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, EwaldFilter, kspace_geometry
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.potential import Prediction, init_params, model_outputs, predict
 from ewald_jax.typing import InputError
 

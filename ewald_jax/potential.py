@@ -19,7 +19,7 @@ from ase.data import chemical_symbols
 from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.kspace import cell_volume
-from ewald_jax.nn.ewald import kspace_geometry
+from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.typing import Array, Float, InputError, PyTree
 
 

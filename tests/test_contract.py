@@ -30,7 +30,7 @@ from ewald_jax import potential
 from ewald_jax.graph import single_budget
 from ewald_jax.models import MODELS
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
-from ewald_jax.nn.ewald import SCHEMES, EwaldConfig, check_boundary
+from ewald_jax.nn.ewald_config import SCHEMES, EwaldConfig, check_boundary
 from ewald_jax.nn.scaling import SCALE_FACTOR
 from ewald_jax.typing import InputError
 

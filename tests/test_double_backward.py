@@ -11,7 +11,7 @@ from tiny import drawn, tiny
 
 import ewald_jax
 from ewald_jax.models import MODELS
-from ewald_jax.nn.ewald import EwaldConfig
+from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.train import LossConfig, OptimConfig, create_state
 from ewald_jax.train.optim import make_optimizer
 from ewald_jax.train.step import make_loss_fn, make_train_step

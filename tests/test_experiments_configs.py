@@ -12,7 +12,7 @@ from ewald_jax import batch_from_atoms, init_params
 from ewald_jax.config import Config, load_config
 from ewald_jax.data import Loader, dataset_statistics, load_dataset, split_dataset
 from ewald_jax.models import neighborhood
-from ewald_jax.nn.ewald import check_boundary
+from ewald_jax.nn.ewald_config import check_boundary
 from ewald_jax.train import create_state, fit
 from ewald_jax.train.optim import make_optimizer
 from ewald_jax.train.state import count_parameters

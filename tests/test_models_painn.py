@@ -12,7 +12,7 @@ from tiny import drawn, tiny
 import ewald_jax
 from ewald_jax.models import MODELS
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
-from ewald_jax.nn.ewald import EwaldConfig
+from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.train.state import count_parameters
 from ewald_jax.typing import InputError
 

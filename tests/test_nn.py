@@ -14,14 +14,9 @@ import pytest
 import ewald_jax
 from ewald_jax.models import MODELS, SchNet, model_to_config
 from ewald_jax.nn.basis import cosine_cutoff
-from ewald_jax.nn.ewald import (
-    SCHEMES,
-    EwaldBlock,
-    EwaldConfig,
-    EwaldFilter,
-    check_boundary,
-    kspace_geometry,
-)
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
+from ewald_jax.nn.ewald_config import SCHEMES, EwaldConfig, check_boundary
+from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.nn.layers import (
     ResidualLayer,
     ScaledDense,

@@ -14,7 +14,9 @@ import ewald_jax
 from ewald_jax import kspace, ops
 from ewald_jax.interop.torch_names import ewald_block_rules
 from ewald_jax.interop.torch_reference import take_rules
-from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, KSpace
+from ewald_jax.nn.ewald import EwaldBlock
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ResidualLayer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

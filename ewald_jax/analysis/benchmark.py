@@ -13,7 +13,9 @@ import numpy as np
 
 from ewald_jax.graph.schema import Batch
 from ewald_jax.kspace import half_box
-from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, EwaldFilter, kspace_geometry
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import kspace_geometry
 
 MATMUL_SIZE = 2048
 _MB = 1e6

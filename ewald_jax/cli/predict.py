@@ -195,6 +195,8 @@ def _budget(structures, batch_size: int, triplets: bool):
         n_far=coarse(sizes.n_far.sum()),
         in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
         out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
+        n_kvecs=coarse(sizes.n_kvecs.max()),
+        n_quad=coarse(sizes.n_quad.max()),
     )
 
 

@@ -7,6 +7,7 @@ open, because a disk lost part of it, is built anew.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -120,7 +121,8 @@ class _Graphs:
 
     def __init__(self, frames, source, neighborhood, progress):
         self._frames, self._source, self._progress = frames, source, progress
-        self._neighborhood = neighborhood
+        # Wave vectors are made anew for each batch.
+        self._neighborhood = dataclasses.replace(neighborhood, waves=None)
 
     def __iter__(self) -> Iterator[tuple[Structure, dict[str, np.ndarray], dict[str, Any]]]:
         name = Path(self._source).name

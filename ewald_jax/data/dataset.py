@@ -12,6 +12,7 @@ import numpy as np
 
 from ewald_jax.data.store import GraphStore, Sample
 from ewald_jax.graph.schema import ENERGY, FREE, Neighborhood, Sizes
+from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
 
 
@@ -20,7 +21,6 @@ class GraphDataset:
 
     Attributes:
         neighborhood: Which edges the structures have, and whether batches list triplets.
-        sizes: What each structure takes up in a batch.
         n_node: [structures] atoms of each.
         n_edge: [structures] edges of each.
         labels: Labels that every structure has; ``free`` among them if any atom is fixed.
@@ -56,8 +56,8 @@ class GraphDataset:
         self._stores = tuple(stores)
         self._starts = list(itertools.accumulate(map(len, stores), initial=0))
         columns = zip(*(store.sizes for store in stores), strict=True)
-        self.sizes = Sizes(*(np.concatenate(column) for column in columns))
-        self.n_node, self.n_edge = self.sizes.n_node, self.sizes.n_edge
+        self._sizes = Sizes(*(np.concatenate(column) for column in columns))
+        self.n_node, self.n_edge = self._sizes.n_node, self._sizes.n_edge
         self._all_free = all(store.all_free for store in stores)
         self.labels = first.labels + (() if self._all_free else (FREE,))
         self.roles = np.repeat(list(roles or [""] * len(stores)), list(map(len, stores)))
@@ -70,8 +70,7 @@ class GraphDataset:
 
     def __getitem__(self, index: int) -> Sample:
         """One structure; negative indices count from the end."""
-        store, local = self._locate(index)
-        sample = store.sample(local)
+        sample = self._with_waves(index)
         if self._all_free:
             del sample.targets[FREE]
         return sample
@@ -79,6 +78,21 @@ class GraphDataset:
     def __iter__(self) -> Iterator[Sample]:
         """All structures in order."""
         return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What each structure takes up in a batch.
+
+        Raises:
+            InputError: If a structure needs more wave vectors than allowed, naming it.
+        """
+        if self.neighborhood.waves is None:
+            return self._sizes
+        found = [self._with_waves(index).waves for index in range(len(self))]
+        return self._sizes._replace(
+            n_kvecs=np.array([len(waves.nodes) for waves in found], np.int64),
+            n_quad=np.array([waves.num_quad for waves in found], np.int64),
+        )
 
     def suited_to(self, needed: Neighborhood) -> "GraphDataset":
         """The same structures for a model, with triplets if it needs them.
@@ -101,6 +115,7 @@ class GraphDataset:
                 )
         suited = copy.copy(self)
         suited.neighborhood = needed
+        suited.__dict__.pop("sizes", None)  # they are those of other wave vectors
         return suited
 
     def species(self, index: int) -> np.ndarray:
@@ -132,6 +147,15 @@ class GraphDataset:
         """The file and number of a structure, as error messages name it."""
         store, local = self._locate(index)
         return f"{store.source}: structure {local}"
+
+    def _with_waves(self, index: int) -> Sample:
+        store, local = self._locate(index)
+        sample = store.sample(local)
+        try:
+            waves = with_waves(sample.structure, self.neighborhood).waves
+        except InputError as error:
+            raise InputError(f"{self.where(index)} {error}") from None
+        return sample._replace(waves=waves)
 
     def _locate(self, index: int) -> tuple[GraphStore, int]:
         index = int(index)

@@ -139,7 +139,13 @@ class Loader:
             nodes={**graph.nodes, POSITIONS: graph.nodes[POSITIONS].astype(dtype)},
             globals={**graph.globals, CELL: graph.globals[CELL].astype(dtype)},
         )
-        return batch._replace(graph=graph, targets=targets)
+        waves = batch.waves
+        if waves is not None:
+            floats = ("directions", "nodes", "weights", "quad_nodes", "quad_weights")
+            waves = waves._replace(
+                **{name: getattr(waves, name).astype(dtype) for name in floats}
+            )
+        return batch._replace(graph=graph, targets=targets, waves=waves)
 
     def _check_sizes(self) -> None:
         largest, sizes = self.budgets[-1], self.dataset.sizes.take(self.indices)
@@ -147,6 +153,8 @@ class Loader:
             ("atoms", sizes.n_node, min(largest.max_nodes, largest.n_node - 1)),
             ("edges", sizes.n_edge, largest.n_edge),
             ("far edges", sizes.n_far, largest.n_far),
+            ("wave vectors", sizes.n_kvecs, largest.n_kvecs),
+            ("radial nodes", sizes.n_quad, largest.n_quad),
         ]
         if self.dataset.neighborhood.triplets:
             limits += [

@@ -27,6 +27,7 @@ from ewald_jax.graph.schema import (
     Sizes,
     Structure,
 )
+from ewald_jax.kspace.waves import WaveSet
 from ewald_jax.typing import InputError
 
 N_NODE, N_EDGE, SENDERS, RECEIVERS = "n_node", "n_edge", "senders", "receivers"
@@ -68,16 +69,18 @@ class Sample(NamedTuple):
         targets: ``energy`` [] eV, ``forces`` [n, 3] eV/Å, ``stress`` [3, 3] eV/Å^3, ``free``
             [n] bool; labels that the data set does not have are absent.
         far_edges: The second set of edges, if the data set was made with one.
+        waves: The wave vectors, if the data set's neighborhood asks for them.
     """
 
     graph: jraph.GraphsTuple
     targets: dict[str, np.ndarray]
     far_edges: Edges | None = None
+    waves: WaveSet | None = None
 
     @property
     def structure(self) -> Structure:
         """What goes into a batch beside the labels."""
-        return Structure(self.graph, self.far_edges)
+        return Structure(self.graph, self.far_edges, self.waves)
 
 
 class GraphStore:
@@ -109,12 +112,13 @@ class GraphStore:
         self.labels = tuple(name for name in _LABELS if name in self.arrays)
         self._has_far = N_FAR in self.arrays
         no_far = np.zeros(len(self.arrays[N_NODE]))
-        self.sizes = Sizes(
-            *(
-                np.array(self.arrays.get(name, no_far), np.int64)
-                for name in (N_NODE, N_EDGE, N_FAR, IN_SLOTS, OUT_SLOTS)
-            )
-        )
+        columns = [
+            np.array(self.arrays.get(name, no_far), np.int64)
+            for name in (N_NODE, N_EDGE, N_FAR, IN_SLOTS, OUT_SLOTS)
+        ]
+        # Wave vectors depend on the model's settings and are not stored.
+        none = np.zeros(len(columns[0]), np.int64)
+        self.sizes = Sizes(*columns, n_kvecs=none, n_quad=none)
         self._first_node, self._first_edge, self._first_far = (
             np.concatenate([[0], np.cumsum(count)]) for count in self.sizes[:3]
         )

@@ -58,7 +58,7 @@ class StoreWriter:
         info: dict[str, Any],
     ) -> None:
         """Appends one structure; all must have the same labels, and far edges or none."""
-        graph, far_edges = structure
+        graph, far_edges = structure.graph, structure.far_edges
         rows = {
             **graph.nodes,
             **graph.edges,
@@ -68,6 +68,8 @@ class StoreWriter:
             **sizes_of([structure])._asdict(),
             **targets,
         }
+        # Wave vectors depend on the model's settings and are not stored.
+        del rows["n_kvecs"], rows["n_quad"]
         if far_edges is None:
             del rows[N_FAR]
         else:

@@ -17,6 +17,7 @@ from ewald_jax.graph.schema import (
     Sizes,
     Structure,
     Triplets,
+    Waves,
 )
 from ewald_jax.graph.triplets import build_triplets
 
@@ -28,6 +29,7 @@ __all__ = [
     "Sizes",
     "Structure",
     "Triplets",
+    "Waves",
     "batch_graphs",
     "budgets_from_sizes",
     "build_triplets",

@@ -23,6 +23,7 @@ from ewald_jax.graph.schema import (
     Triplets,
 )
 from ewald_jax.graph.triplets import build_triplets, degrees
+from ewald_jax.graph.waves import joined_waves
 from ewald_jax.typing import InputError
 
 
@@ -35,7 +36,7 @@ def batch_graphs(
     """Joins structures into one batch and pads it.
 
     Args:
-        structures: Unpadded (numpy), all of them with far edges or none.
+        structures: Unpadded (numpy), all of them with far edges and wave vectors or none.
         targets: Labels per structure: scalars ``energy``, [n, 3] ``forces``, [3, 3]
             ``stress``, [n] ``free``; only labels that all structures have are kept.
         budget: Shape to pad to; None leaves the batch unpadded.
@@ -46,7 +47,7 @@ def batch_graphs(
 
     Raises:
         InputError: If there are no structures, they do not fit the budget, only some have far
-            edges, or the labels are not those of the structures.
+            edges or wave vectors, or the labels are not those of the structures.
     """
     if not structures:
         raise InputError("a batch needs at least one structure")
@@ -61,11 +62,13 @@ def batch_graphs(
     far_edges = _joined([structure.far_edges for structure in structures], n_node)
     if budget is None:
         rows, slots = len(n_node), int(n_node.max())
+        kspace = tuple(int(sizes.max()) for sizes in sizes_of(structures)[-2:])
         edge_slots = (degrees(graph.receivers), degrees(graph.senders)) if triplets else ()
     else:
         choose_budget([budget], sizes_of(structures))
         rows, slots = budget.n_graph - 1, budget.max_nodes
         edge_slots = (budget.in_slots, budget.out_slots)
+        kspace = (budget.n_kvecs, budget.n_quad)
         if triplets and 0 in edge_slots:
             raise InputError(f"triplets need slots, but the budget has none: {budget}")
         graph = _padded(graph, budget)
@@ -77,6 +80,7 @@ def batch_graphs(
         _batch_targets(targets or [], graph),
         _triplets(graph, n_edge, *edge_slots) if triplets else None,
         far_edges,
+        joined_waves(structures, rows, *kspace),
     )
 
 

@@ -33,6 +33,8 @@ def sizes_of(structures: Sequence[Structure]) -> Sizes:
         n_far=per_structure(lambda s: 0 if s.far_edges is None else len(s.far_edges[0])),
         in_slots=per_structure(lambda s: degrees(s.graph.receivers)),
         out_slots=per_structure(lambda s: degrees(s.graph.senders)),
+        n_kvecs=per_structure(lambda s: 0 if s.waves is None else len(s.waves.nodes)),
+        n_quad=per_structure(lambda s: 0 if s.waves is None else s.waves.num_quad),
     )
 
 
@@ -106,8 +108,8 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
         InputError: If none is, with the totals and the largest budget.
     """
     n_node, n_edge, n_far = (int(np.sum(values)) for values in sizes[:3])
-    max_nodes, in_slots, out_slots = (
-        int(np.max(values)) for values in (sizes.n_node, sizes.in_slots, sizes.out_slots)
+    max_nodes, in_slots, out_slots, n_kvecs, n_quad = (
+        int(np.max(values)) for values in (sizes.n_node, *sizes[3:])
     )
     n_graph = len(sizes.n_node)
     for budget in budgets:
@@ -117,6 +119,8 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
             and n_graph < budget.n_graph
             and max_nodes <= budget.max_nodes
             and n_far <= budget.n_far
+            and n_kvecs <= budget.n_kvecs
+            and n_quad <= budget.n_quad
             and (budget.in_slots == 0 or in_slots <= budget.in_slots)
             and (budget.out_slots == 0 or out_slots <= budget.out_slots)
         ):
@@ -127,9 +131,11 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
         if budgets[-1].in_slots
         else ""
     )
+    waves = f", {n_kvecs} wave vectors" if n_kvecs else ""
+    waves += f", {n_quad} radial nodes" if n_quad else ""
     raise InputError(
         f"a batch of {n_graph} structures with {n_node} atoms, {n_edge} edges,{far} up to "
-        f"{max_nodes} atoms in one structure{slots} is larger than the largest budget "
+        f"{max_nodes} atoms in one structure{slots}{waves} is larger than the largest budget "
         f"{budgets[-1]}; expected a smaller batch size, or budgets made from these data"
     )
 
@@ -161,6 +167,8 @@ def _rounded(
         n_far=_round_up(n_far, 64),
         in_slots=_round_up(sizes.in_slots.max(), 4) if triplets else 0,
         out_slots=_round_up(sizes.out_slots.max(), 4) if triplets else 0,
+        n_kvecs=_round_up(sizes.n_kvecs.max(), 8),
+        n_quad=_round_up(sizes.n_quad.max(), 4),
     )
 
 

@@ -18,6 +18,7 @@ from ewald_jax.graph.schema import (
     Neighborhood,
     Structure,
 )
+from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
 
 MIN_DISTANCE = 0.3
@@ -40,10 +41,11 @@ def structure_from_atoms(
         dtype: Of positions and cell.
 
     Returns:
-        The graph, numpy arrays, without padding, and the far edges.
+        The graph, numpy arrays, without padding, the far edges and the wave vectors.
 
     Raises:
-        InputError: As `graph_from_atoms`, or if the cutoff is not positive and finite.
+        InputError: As `graph_from_atoms`, or if the cutoff is not positive and finite, or
+            the structure needs more wave vectors than allowed.
     """
     neighborhood = Neighborhood.of(neighborhood)
     graph = graph_from_atoms(
@@ -53,8 +55,9 @@ def structure_from_atoms(
         dtype,
         neighborhood.symmetric,
     )
+    structure = with_waves(Structure(graph), neighborhood)
     if neighborhood.far_cutoff is None:
-        return Structure(graph)
+        return structure
     far = neighbor_list(
         atoms.positions,
         completed_cell(atoms),
@@ -62,7 +65,7 @@ def structure_from_atoms(
         neighborhood.far_cutoff,
         neighborhood.far_max_neighbors,
     )
-    return Structure(graph, Edges(far.senders, far.receivers, far.shifts))
+    return structure._replace(far_edges=Edges(far.senders, far.receivers, far.shifts))
 
 
 def graph_from_atoms(

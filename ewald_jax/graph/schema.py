@@ -34,6 +34,9 @@ them is a triplet of atoms. ``Batch.far_edges``, for models with the atom-to-ato
 second set of edges on the same nodes with a larger cutoff. Both are absent (None) for models
 that need neither; see `Triplets` and `Edges` for shapes and padding.
 
+``Batch.waves``, for models with the `radial` scheme of Ewald message passing, holds the wave
+vectors of each structure as the host chose them for its boundary conditions; see `Waves`.
+
 ``Batch.targets`` holds labels beside the graph, where no model sees them:
 
 =========== =================== ========================================= =======
@@ -57,6 +60,7 @@ from typing import Any, Final, NamedTuple
 import jraph
 import numpy as np
 
+from ewald_jax.kspace.waves import WaveRule, WaveSet
 from ewald_jax.typing import Array, InputError
 
 POSITIONS: Final = "positions"
@@ -91,6 +95,7 @@ class Neighborhood:
         triplets: Also list the edges that meet at each node.
         far_cutoff: Cutoff of the second set of edges, Å; None for no such set.
         far_max_neighbors: Nearest senders kept in it, None for all.
+        waves: Which wave vectors the `radial` scheme needs; None for none.
     """
 
     cutoff: float
@@ -99,6 +104,7 @@ class Neighborhood:
     triplets: bool = False
     far_cutoff: float | None = None
     far_max_neighbors: int | None = None
+    waves: WaveRule | None = None
 
     def __post_init__(self):
         """Checks the numbers.
@@ -123,8 +129,8 @@ class Neighborhood:
     def edge_fields(self) -> dict[str, Any]:
         """The fields that decide which edges there are; equal for equal edges."""
         fields = dataclasses.asdict(self)
-        # Tables of the same edges.
-        del fields["triplets"]
+        # Tables of the same edges, and what has nothing to do with edges.
+        del fields["triplets"], fields["waves"]
         # Without a limit nothing is cut, and the edges are symmetric anyway.
         fields["symmetric"] = self.symmetric and self.max_neighbors is not None
         if self.far_cutoff is None:
@@ -171,16 +177,42 @@ class Triplets(NamedTuple):
     reverse: Array
 
 
+class Waves(NamedTuple):
+    """Wave vectors of the `radial` scheme, one row per structure (see `kspace.waves`).
+
+    Axes are counted with the periodic ones first.
+
+    Attributes:
+        indices: [rows, kvecs, 3] int32 on the reciprocal lattice; 0 for padding.
+        directions: [rows, kvecs, 3] float unit vectors on open axes; 0 for padding.
+        nodes: [rows, kvecs] float nodes of the quadrature; 0 for padding.
+        weights: [rows, kvecs] float quadrature weights; 0 for padding.
+        pairs: [rows] bool, molecules whose message is a sum over pairs; False for padding.
+        quad_nodes: [quad] float nodes x = k / k_cutoff of the pair form.
+        quad_weights: [quad] float their weights.
+    """
+
+    indices: Array
+    directions: Array
+    nodes: Array
+    weights: Array
+    pairs: Array
+    quad_nodes: Array
+    quad_weights: Array
+
+
 class Structure(NamedTuple):
     """One structure before batching.
 
     Attributes:
         graph: One unpadded graph, numpy arrays.
         far_edges: The second set of edges, if the neighborhood has one.
+        waves: The wave vectors, if the neighborhood has a rule for them.
     """
 
     graph: jraph.GraphsTuple
     far_edges: Edges | None = None
+    waves: WaveSet | None = None
 
 
 class Batch(NamedTuple):
@@ -192,6 +224,7 @@ class Batch(NamedTuple):
         targets: Labels; empty when there are none.
         triplets: For models with angles, else None.
         far_edges: For models with the atom-to-atom block, else None.
+        waves: For models with the `radial` scheme, else None.
     """
 
     graph: jraph.GraphsTuple
@@ -199,6 +232,7 @@ class Batch(NamedTuple):
     targets: dict[str, Array]
     triplets: Triplets | None = None
     far_edges: Edges | None = None
+    waves: Waves | None = None
 
 
 class Sizes(NamedTuple):
@@ -210,6 +244,8 @@ class Sizes(NamedTuple):
         n_far: [structures] edges of the second set.
         in_slots: [structures] most edges that end at one node.
         out_slots: [structures] most edges that start at one node.
+        n_kvecs: [structures] wave vectors.
+        n_quad: [structures] nodes of the pair form.
     """
 
     n_node: Array
@@ -217,6 +253,8 @@ class Sizes(NamedTuple):
     n_far: Array
     in_slots: Array
     out_slots: Array
+    n_kvecs: Array
+    n_quad: Array
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Sizes":
         """The sizes of some of the structures."""
@@ -234,6 +272,8 @@ class Budget(NamedTuple):
         n_far: Edges of the second set, 0 without one.
         in_slots: Slots for edges that end at a node, 0 for no triplets.
         out_slots: Slots for edges that start at a node, 0 for no triplets.
+        n_kvecs: Wave vectors of a structure, 0 for none.
+        n_quad: Nodes of the pair form of molecules, 0 for none.
     """
 
     n_node: int
@@ -243,3 +283,5 @@ class Budget(NamedTuple):
     n_far: int = 0
     in_slots: int = 0
     out_slots: int = 0
+    n_kvecs: int = 0
+    n_quad: int = 0

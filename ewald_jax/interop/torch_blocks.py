@@ -8,7 +8,7 @@ from typing import Any
 from ewald_jax.checked import Sources, construct
 from ewald_jax.interop.wording import brief
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
-from ewald_jax.nn.ewald import EwaldConfig
+from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.typing import InputError
 
 # Sizes and numbers of layers above these are no model's, and take memory without end.

@@ -1,5 +1,13 @@
 """Fourier-space sums as pure functions, without flax."""
 
+from ewald_jax.kspace.bessel import bessel_ratio
+from ewald_jax.kspace.boundary import (
+    WaveVectors,
+    boundary_cell,
+    scaled_positions,
+    wave_vectors,
+)
+from ewald_jax.kspace.channels import CHANNELS, channel_basis, slab_basis
 from ewald_jax.kspace.damping import sinc_damping
 from ewald_jax.kspace.filters import (
     coulomb_filter,
@@ -8,7 +16,7 @@ from ewald_jax.kspace.filters import (
     polynomial_envelope,
     radial_basis,
 )
-from ewald_jax.kspace.frame import svd_frame
+from ewald_jax.kspace.frame import centre, svd_frame
 from ewald_jax.kspace.grids import (
     cell_volume,
     fractional,
@@ -18,6 +26,14 @@ from ewald_jax.kspace.grids import (
     reciprocal_cell,
     voxel_grid,
 )
+from ewald_jax.kspace.open import (
+    open_message,
+    pair_kernel,
+    pair_message,
+    radial_nodes,
+    squared_distances,
+)
+from ewald_jax.kspace.quadrature import num_radial
 from ewald_jax.kspace.sums import (
     ewald_message,
     lattice_phases,
@@ -25,9 +41,18 @@ from ewald_jax.kspace.sums import (
     phases,
     structure_factor,
 )
+from ewald_jax.kspace.waves import WaveRule, WaveSet, wave_set
 
 __all__ = [
+    "CHANNELS",
+    "WaveRule",
+    "WaveSet",
+    "WaveVectors",
+    "bessel_ratio",
+    "boundary_cell",
     "cell_volume",
+    "centre",
+    "channel_basis",
     "coulomb_filter",
     "ewald_message",
     "fractional",
@@ -38,12 +63,22 @@ __all__ = [
     "lattice_sphere",
     "low_rank_filter",
     "message_from_phases",
+    "num_radial",
+    "open_message",
+    "pair_kernel",
+    "pair_message",
     "phases",
     "polynomial_envelope",
     "radial_basis",
+    "radial_nodes",
     "reciprocal_cell",
+    "scaled_positions",
     "sinc_damping",
+    "slab_basis",
+    "squared_distances",
     "structure_factor",
     "svd_frame",
     "voxel_grid",
+    "wave_set",
+    "wave_vectors",
 ]

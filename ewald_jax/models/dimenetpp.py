@@ -17,7 +17,8 @@ from ewald_jax.models.dimenet_blocks import EdgeEmbedding, Interaction, OutputBl
 from ewald_jax.nn.angles import triplet_cosines
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
 from ewald_jax.nn.basis import SineBasis, legendre_basis, spherical_bessel_basis
-from ewald_jax.nn.ewald import EwaldConfig, KSpace
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ElementEmbedding
 from ewald_jax.nn.long_range import LongRange, merge
 from ewald_jax.nn.sizes import check_sizes

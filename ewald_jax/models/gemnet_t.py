@@ -26,7 +26,8 @@ from ewald_jax.models.gemnet_blocks import (
 from ewald_jax.nn.angles import receiver_cosines
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
 from ewald_jax.nn.basis import enveloped_gaussians, legendre_basis
-from ewald_jax.nn.ewald import EwaldConfig, KSpace
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ElementEmbedding, LinearMap, ScaledDense
 from ewald_jax.nn.long_range import LongRange, merge
 from ewald_jax.nn.sizes import check_sizes

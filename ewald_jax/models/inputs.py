@@ -9,19 +9,20 @@ import numpy as np
 
 from ewald_jax.graph import batch_graphs, single_budget, structure_from_atoms
 from ewald_jax.graph.schema import Batch, Neighborhood
-from ewald_jax.nn.ewald import check_boundary
+from ewald_jax.nn.ewald_config import check_boundary
 from ewald_jax.typing import InputError
 
 
 def neighborhood(model: nn.Module) -> Neighborhood:
-    """Which edges a model needs between the atoms of a structure.
+    """Which edges and wave vectors a model needs of a structure.
 
     Args:
         model: From `build_model`.
 
     Returns:
         Its cutoff and limit of neighbors; ``symmetric_edges``, ``needs_triplets`` and the
-        far edges of its ``atomic`` block where it has these fields.
+        far edges of its ``atomic`` block where it has these fields; the wave vectors of its
+        ``ewald`` block.
     """
     atomic = getattr(model, "atomic", None)
     return Neighborhood(
@@ -31,6 +32,7 @@ def neighborhood(model: nn.Module) -> Neighborhood:
         triplets=getattr(model, "needs_triplets", False),
         far_cutoff=None if atomic is None else atomic.cutoff,
         far_max_neighbors=None if atomic is None else atomic.max_neighbors,
+        waves=None if model.ewald is None else model.ewald.waves,
     )
 
 

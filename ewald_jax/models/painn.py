@@ -15,7 +15,8 @@ from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
 from ewald_jax.nn.basis import enveloped_gaussians, polynomial_envelope
-from ewald_jax.nn.ewald import EwaldConfig, KSpace
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ElementEmbedding, scaled_silu
 from ewald_jax.nn.long_range import LongRange, merge
 from ewald_jax.nn.scaling import ScaleFactor
@@ -59,6 +60,7 @@ class PaiNN(nn.Module):
 
     needs_triplets: ClassVar[bool] = False
     symmetric_edges: ClassVar[bool] = True
+    has_vectors: ClassVar[bool] = True
 
     @property
     def max_atomic_number(self) -> int:
@@ -104,7 +106,7 @@ class PaiNN(nn.Module):
         edges = (rbf, envelope, units, graph.senders, graph.receivers)
         for i in range(self.num_layers):
             dx, dv = Message(name=f"message_{i}")(x, v, *edges)
-            x, v = merge(x, dx, *long_range(i, x)), v + dv
+            x, v = merge(x, dx, *long_range(i, x)), sum(long_range.vectors(i, v), v + dv)
             dx, dv = Update(name=f"update_{i}")(x, v)
             x = ScaleFactor(name=f"scale_{i}")(x + dx, mask=ops.node_mask(graph))
             v = v + dv

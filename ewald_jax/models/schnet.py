@@ -14,7 +14,8 @@ from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
 from ewald_jax.nn.basis import cosine_cutoff, gaussian_rbf
 from ewald_jax.nn.cfconv import ContinuousFilterConvolution
-from ewald_jax.nn.ewald import EwaldConfig, KSpace
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import shifted_softplus
 from ewald_jax.nn.long_range import LongRange, merge
 from ewald_jax.nn.sizes import check_sizes

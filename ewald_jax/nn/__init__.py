@@ -1,19 +1,15 @@
 """Flax modules: the Ewald block and the layers that models share."""
 
-from ewald_jax.nn.ewald import (
-    EwaldBlock,
-    EwaldConfig,
-    EwaldFilter,
-    KSpace,
-    check_boundary,
-    kspace_geometry,
-)
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter, EwaldVectorBlock
+from ewald_jax.nn.ewald_config import EwaldConfig, check_boundary
+from ewald_jax.nn.ewald_geometry import KSpace, kspace_geometry
 from ewald_jax.nn.layers import ResidualLayer, ScaledDense, he_orthogonal, scaled_silu
 
 __all__ = [
     "EwaldBlock",
     "EwaldConfig",
     "EwaldFilter",
+    "EwaldVectorBlock",
     "KSpace",
     "ResidualLayer",
     "ScaledDense",

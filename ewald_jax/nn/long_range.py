@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.atom_to_atom import AtomToAtomConfig, far_geometry
 from ewald_jax.nn.cfconv import ContinuousFilterConvolution
-from ewald_jax.nn.ewald import EwaldBlock, EwaldConfig, EwaldFilter, KSpace
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter, EwaldVectorBlock
+from ewald_jax.nn.ewald_config import EwaldConfig
+from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.typing import Array, Float, InputError
 
 
@@ -54,6 +56,23 @@ class LongRange:
             self._low_rank = EwaldFilter(ewald, name="ewald_filter")(kspace)
         if atomic is not None:
             self._far = far_geometry(atomic, batch)
+
+    def vectors(
+        self, i: int, v: Float[Array, "nodes 3 feat"]
+    ) -> list[Float[Array, "nodes 3 feat"]]:
+        """Updates of vector features: one if `ewald.equivariant`, else none.
+
+        Args:
+            i: Number of the interaction.
+            v: Vector features.
+
+        Returns:
+            Arrays like `v`.
+        """
+        if self._ewald is None or not self._ewald.equivariant:
+            return []
+        block = EwaldVectorBlock(self._ewald, name=f"ewald_vectors_{i}")
+        return [block(v, self._kspace, self._low_rank)]
 
     def __bool__(self) -> bool:
         """Whether there are long-range messages."""

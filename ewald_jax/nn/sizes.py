@@ -10,7 +10,7 @@ _MAY_BE_ZERO = ("num_before_skip", "num_after_skip", "num_concat", "num_atom")
 
 
 def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
-    """Refuses integer fields that make no network, and a cutoff that is no length.
+    """Refuses fields that make no network: sizes, a cutoff that is no length, vectors amiss.
 
     Args:
         model: A model with the field ``cutoff``.
@@ -24,5 +24,11 @@ def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
         least = (at_least or {}).get(field.name, 0 if field.name in _MAY_BE_ZERO else 1)
         if type(value) is int and field.type in ("int", int) and value < least:
             raise InputError(f"model.{field.name} must be at least {least}, not {value}")
+    ewald = getattr(model, "ewald", None)
+    if ewald is not None and ewald.equivariant and not getattr(model, "has_vectors", False):
+        raise InputError(
+            f"model.ewald.equivariant needs vector features, which {type(model).__name__} does "
+            "not have; expected painn, or equivariant: false"
+        )
     if not 0 < model.cutoff < float("inf"):
         raise InputError(f"model.cutoff must be a length above 0 Å, not {model.cutoff}")

@@ -1,0 +1,138 @@
+r"""The `radial` message of a molecule: no wave vectors, a kernel of the distances.
+
+Without a cell the sum over wave vectors is an integral, and its angular part is known:
+
+.. math::
+    M_i = \sum_j K(r_{ij})\, h_j, \qquad
+    K(r) = \frac{3}{k_c^3} \int_0^{k_c} k^2\, \varphi(k)\, \mathrm{sinc}(k r)\, dk .
+
+This is the limit of the periodic sum for a large cell, exactly: rotations, reflections and
+far-apart fragments come out right because nothing but distances enters. The integral is a
+Gauss-Legendre sum over few nodes k_q, and for filters of rank d the kernel is a table
+[nodes, nodes, d]; nothing of size nodes x nodes x features is formed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ewald_jax.kspace.bessel import bessel_ratio
+from ewald_jax.kspace.quadrature import gauss_legendre, num_radial
+from ewald_jax.typing import Array, Float, InputError
+
+
+def squared_distances(
+    positions: Float[Array, "*batch nodes 3"],
+) -> Float[Array, "*batch nodes nodes"]:
+    """r_ij^2 from differences, not from products that would cancel."""
+    difference = positions[..., :, None, :] - positions[..., None, :, :]
+    return jnp.sum(difference**2, axis=-1)
+
+
+def radial_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
+    """X = k / k_cutoff of the quadrature and ``3 x^2 dx``, which add up to one (host).
+
+    Args:
+        num: Number of nodes, from `quadrature.num_radial`; 0 for none.
+
+    Returns:
+        Nodes in (0, 1) and weights, [num] each.
+    """
+    x, w = gauss_legendre(num)
+    x = (x + 1) / 2
+    return x, 1.5 * w * x**2
+
+
+def pair_kernel(
+    square: Float[Array, "*batch"],
+    k_square: Float[Array, " quad"],
+    filter: Float[Array, "quad rank"],
+) -> Float[Array, "*batch rank"]:
+    """K(r) of filters given at the nodes, their weights included.
+
+    Args:
+        square: r^2, Å^2.
+        k_square: k_q^2, 1/Å^2.
+        filter: Weight times phi(k_q).
+
+    Returns:
+        The kernel of each filter.
+    """
+    waves = bessel_ratio(square[..., None] * k_square)
+    # Distances of molecules many k_cutoff wide take many nodes with alternating signs.
+    return jnp.matmul(waves, filter, precision=jax.lax.Precision.HIGHEST)
+
+
+def pair_message(
+    h: Float[Array, "nodes feat"],
+    kernel: Float[Array, "nodes nodes rank"],
+    up: Float[Array, "rank feat"],
+) -> Float[Array, "nodes feat"]:
+    """M_i = sum over j and b of K_b(r_ij) up_b h_j.
+
+    Args:
+        h: Node features; zero rows for masked nodes.
+        kernel: From `pair_kernel`.
+        up: What makes the filters of the features from those of the kernel.
+
+    Returns:
+        The message.
+    """
+    nodes, rank = h.shape[0], up.shape[0]
+    spread = (up[:, None, :] * h[None, :, :]).reshape(rank * nodes, -1)
+    table = jnp.swapaxes(kernel, 1, 2).reshape(nodes, rank * nodes)
+    return table @ spread
+
+
+def open_message(
+    h: Float[Array, "nodes feat"],
+    positions: Float[Array, "nodes 3"],
+    filter_fn: Callable[[Array], Array],
+    k_cutoff: float,
+    num_nodes: int | None = None,
+    width: float = 1 / 15,
+) -> Float[Array, "nodes feat"]:
+    """The message of one structure without a cell, for any radial filter.
+
+    Args:
+        h: Node features; zero rows for masked nodes.
+        positions: Å.
+        filter_fn: Gives phi of |k| [quad], 1/Å: [quad] for one filter for all channels or
+            [quad, feat].
+        k_cutoff: Largest |k|, 1/Å.
+        num_nodes: Nodes of the integral over k; None chooses them from the diameter to an error
+            of 1e-10 of a filter of one, for which the positions must not be traced.
+        width: Of the finest structure of the filter, in units of the cutoff.
+
+    Returns:
+        M, including each node's message to itself.
+
+    Raises:
+        InputError: If `k_cutoff` is not positive, or the number of nodes cannot be known.
+    """
+    if not k_cutoff > 0:
+        raise InputError(f"k_cutoff must be larger than 0, not {k_cutoff}")
+    if num_nodes is None:
+        if isinstance(positions, jax.core.Tracer):
+            raise InputError(
+                "open_message needs num_nodes under jit, grad or vmap, where the size of the "
+                "structure is not known; kspace.num_radial gives it for a diameter"
+            )
+        extent = np.asarray(positions, np.float64)
+        extent = extent - extent.mean(axis=0)
+        reach = 2 * float(np.sqrt(np.max(np.sum(extent**2, axis=1))))
+        num_nodes = num_radial(k_cutoff, width, reach)
+    x, weights = radial_nodes(num_nodes)
+    k = jnp.asarray(k_cutoff * x, positions.dtype)
+    phi = filter_fn(k)
+    phi = (phi[:, None] if phi.ndim == 1 else phi) * jnp.asarray(weights, h.dtype)[:, None]
+    square = squared_distances(positions)
+
+    def add(total, node):
+        k_square, factor = node
+        return total + (bessel_ratio(square * k_square) @ h) * factor, None
+
+    # One node at a time: any rank of filter in the memory of one table of pairs.
+    return jax.lax.scan(add, jnp.zeros_like(h), (k**2, phi.astype(h.dtype)))[0]

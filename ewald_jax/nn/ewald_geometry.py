@@ -1,0 +1,139 @@
+"""What all Ewald blocks of a model share: phases, distances and the basis of the filters.
+
+Computed once per step, inside the differentiated function.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ewald_jax import kspace as ks
+from ewald_jax import ops
+from ewald_jax.graph.schema import Batch
+from ewald_jax.nn.ewald_config import EwaldConfig, host_kvecs
+from ewald_jax.typing import Array, Bool, Float, InputError, Int
+
+
+class PairSpace(NamedTuple):
+    """Molecules of the `radial` scheme, see `kspace.open`.
+
+    Attributes:
+        square: [rows, slots, slots] squared distances, Å^2.
+        k_square: [quad] squared wave numbers of the quadrature, 1/Å^2.
+        basis: [quad, basis] of the filters, times the weights of the quadrature.
+        mask: [rows] True for molecules.
+    """
+
+    square: Float[Array, "rows slots slots"]
+    k_square: Float[Array, " quad"]
+    basis: Float[Array, "quad basis"]
+    mask: Bool[Array, " rows"]
+
+
+class KSpace(NamedTuple):
+    """Everything that the blocks share, computed once per step.
+
+    Attributes:
+        phases: [rows, slots, 2 kvecs], see `kspace.sums.phases`; no wave vectors if the batch
+            has molecules in pair form only.
+        basis: [kvecs, basis] of radial filters, [rows, kvecs, basis] with the weights of the
+            wave vectors for the `radial` scheme, None for free tables.
+        dense_index: [rows, slots] node of each slot.
+        node_slot: [nodes] slot of each node.
+        pairs: Molecules in pair form, None if there are none.
+    """
+
+    phases: Float[Array, "rows slots two_kvecs"]
+    basis: Float[Array, "*rows kvecs basis"] | None
+    dense_index: Int[Array, "rows slots"]
+    node_slot: Int[Array, " nodes"]
+    pairs: PairSpace | None = None
+
+
+def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
+    """Phases and filter basis of a batch; differentiable in positions and cells.
+
+    Args:
+        config: Settings.
+        batch: Structures; all periodic for "lattice", all open for "voxel" (see
+            `check_boundary`; here, under jit, it cannot be checked); for "radial" any, with
+            the wave vectors of `config.waves`.
+
+    Returns:
+        The geometry for the blocks.
+
+    Raises:
+        InputError: If the wave vectors are missing.
+    """
+    graph, index = batch.graph, batch.dense_index
+    rows, slots = index.shape
+    positions = graph.nodes["positions"]
+    node_slot = ops.node_slots(graph, rows, slots)
+    dense = ops.to_dense(positions, index)
+    mask = ops.slot_mask(index, positions.shape[0])
+    if config.scheme == "lattice":
+        scaled = ks.fractional(dense, graph.globals["cell"][:rows])
+        indices = host_kvecs(config)
+        table = jax.vmap(lambda s: ks.lattice_phases(s, indices))(scaled)
+        return KSpace(table, None, index, node_slot)
+    if config.scheme == "radial":
+        table, basis, pairs = _radial(config, batch, dense, mask)
+        return KSpace(table, basis, index, node_slot, pairs)
+    kvecs = jnp.asarray(host_kvecs(config), positions.dtype)
+    framed = ks.svd_frame(dense, mask, config.min_frame_nodes)
+    damping = ks.sinc_damping(framed, config.delta_k, config.sinc)
+    table = jax.vmap(ks.phases, (0, None, 0))(framed, kvecs, damping)
+    basis = ks.radial_basis(
+        jnp.linalg.norm(kvecs, axis=-1), config.k_cutoff, config.num_k_rbf
+    )
+    return KSpace(table, basis, index, node_slot)
+
+
+def _radial(
+    config: EwaldConfig, batch: Batch, dense: Array, mask: Array
+) -> tuple[Array, Array, PairSpace | None]:
+    waves = batch.waves
+    if waves is None:
+        raise InputError(
+            "the batch has no wave vectors, which ewald scheme 'radial' needs; build it with "
+            "ewald_jax.batch_from_atoms, or with the model's neighborhood "
+            "(ewald_jax.models.neighborhood)"
+        )
+    rows, k_cutoff = len(dense), config.k_cutoff
+    options = (config.num_k_rbf, config.channels)
+    coulomb = (
+        config.num_k_rbf + config.channels.index("coulomb")
+        if "coulomb" in config.channels
+        else None
+    )
+
+    def of_structure(positions, cell, pbc, indices, directions, nodes, weights):
+        boundary = ks.boundary_cell(cell, pbc)
+        vectors = ks.wave_vectors(
+            indices, directions, nodes, weights, boundary, pbc, k_cutoff
+        )
+        scaled = ks.scaled_positions(positions, boundary, pbc)
+        table = ks.phases(2 * jnp.pi * scaled, vectors.coordinates)
+        basis = ks.channel_basis(vectors.square / k_cutoff**2, *options)
+        in_slab = ks.slab_basis(basis, vectors, coulomb)
+        basis = jnp.where(jnp.sum(pbc) == 2, in_slab, basis)
+        return table, basis * vectors.weights[:, None]
+
+    cell, pbc = graph_rows(batch, "cell", rows), graph_rows(batch, "pbc", rows)
+    table, basis = jax.vmap(of_structure)(
+        ks.centre(dense, mask), cell, jnp.asarray(pbc), *waves[:4]
+    )
+    if waves.quad_nodes.shape[0] == 0:
+        return table, basis, None
+    x = jnp.asarray(waves.quad_nodes)
+    in_pairs = ks.channel_basis(x**2, *options) * waves.quad_weights[:, None]
+    pairs = PairSpace(
+        ks.squared_distances(dense), (k_cutoff * x) ** 2, in_pairs, jnp.asarray(waves.pairs)
+    )
+    return table, basis, pairs
+
+
+def graph_rows(batch: Batch, key: str, rows: int) -> Array:
+    """A global of the structures that take part in k-space sums."""
+    return batch.graph.globals[key][:rows]
