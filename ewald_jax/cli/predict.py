@@ -196,6 +196,7 @@ def _budget(structures, batch_size: int, triplets: bool):
         in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
         out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
         n_kvecs=coarse(sizes.n_kvecs.max()),
+        n_pairs=coarse(sizes.n_pairs.sum()),
         n_quad=coarse(sizes.n_quad.max()),
     )
 

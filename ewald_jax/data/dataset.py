@@ -89,9 +89,11 @@ class GraphDataset:
         if self.neighborhood.waves is None:
             return self._sizes
         found = [self._with_waves(index).waves for index in range(len(self))]
+        n_quad = np.array([waves.num_quad for waves in found], np.int64)
         return self._sizes._replace(
             n_kvecs=np.array([len(waves.nodes) for waves in found], np.int64),
-            n_quad=np.array([waves.num_quad for waves in found], np.int64),
+            n_pairs=np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0),
+            n_quad=n_quad,
         )
 
     def suited_to(self, needed: Neighborhood) -> "GraphDataset":

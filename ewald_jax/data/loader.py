@@ -154,6 +154,7 @@ class Loader:
             ("edges", sizes.n_edge, largest.n_edge),
             ("far edges", sizes.n_far, largest.n_far),
             ("wave vectors", sizes.n_kvecs, largest.n_kvecs),
+            ("pairs of atoms", sizes.n_pairs, largest.n_pairs),
             ("radial nodes", sizes.n_quad, largest.n_quad),
         ]
         if self.dataset.neighborhood.triplets:

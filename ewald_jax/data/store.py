@@ -118,7 +118,7 @@ class GraphStore:
         ]
         # Wave vectors depend on the model's settings and are not stored.
         none = np.zeros(len(columns[0]), np.int64)
-        self.sizes = Sizes(*columns, n_kvecs=none, n_quad=none)
+        self.sizes = Sizes(*columns, n_kvecs=none, n_pairs=none, n_quad=none)
         self._first_node, self._first_edge, self._first_far = (
             np.concatenate([[0], np.cumsum(count)]) for count in self.sizes[:3]
         )

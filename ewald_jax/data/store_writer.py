@@ -69,7 +69,7 @@ class StoreWriter:
             **targets,
         }
         # Wave vectors depend on the model's settings and are not stored.
-        del rows["n_kvecs"], rows["n_quad"]
+        del rows["n_kvecs"], rows["n_pairs"], rows["n_quad"]
         if far_edges is None:
             del rows[N_FAR]
         else:

@@ -62,13 +62,14 @@ def batch_graphs(
     far_edges = _joined([structure.far_edges for structure in structures], n_node)
     if budget is None:
         rows, slots = len(n_node), int(n_node.max())
-        kspace = tuple(int(sizes.max()) for sizes in sizes_of(structures)[-2:])
+        sizes = sizes_of(structures)
+        kspace = (sizes.n_kvecs.max(), sizes.n_pairs.sum(), sizes.n_quad.max())
         edge_slots = (degrees(graph.receivers), degrees(graph.senders)) if triplets else ()
     else:
         choose_budget([budget], sizes_of(structures))
         rows, slots = budget.n_graph - 1, budget.max_nodes
         edge_slots = (budget.in_slots, budget.out_slots)
-        kspace = (budget.n_kvecs, budget.n_quad)
+        kspace = (budget.n_kvecs, budget.n_pairs, budget.n_quad)
         if triplets and 0 in edge_slots:
             raise InputError(f"triplets need slots, but the budget has none: {budget}")
         graph = _padded(graph, budget)

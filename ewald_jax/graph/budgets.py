@@ -10,12 +10,16 @@ import numpy as np
 
 from ewald_jax.graph.schema import Budget, Sizes, Structure
 from ewald_jax.graph.triplets import degrees
+from ewald_jax.graph.waves import in_pairs
 from ewald_jax.typing import InputError
 
 _QUANTILES = (0.5, 0.95, 1.0)
 """Of simulated batch sizes; with the worst case they make the default four buckets."""
 
 _SIMULATED_BATCHES = 512
+
+_TOTALS = ("n_node", "n_edge", "n_far", "n_pairs")
+"""What the structures of a batch share."""
 
 _WORTH_IT = 0.95
 """Shapes within 5 % of the next larger one are not worth a compilation."""
@@ -34,6 +38,7 @@ def sizes_of(structures: Sequence[Structure]) -> Sizes:
         in_slots=per_structure(lambda s: degrees(s.graph.receivers)),
         out_slots=per_structure(lambda s: degrees(s.graph.senders)),
         n_kvecs=per_structure(lambda s: 0 if s.waves is None else len(s.waves.nodes)),
+        n_pairs=per_structure(_num_pairs),
         n_quad=per_structure(lambda s: 0 if s.waves is None else s.waves.num_quad),
     )
 
@@ -73,7 +78,7 @@ def budgets_from_sizes(
             f"batch_size and max_buckets must be at least 1, not {batch_size}, {max_buckets}"
         )
     size = min(batch_size, count)
-    totals = np.stack([sizes.n_node, sizes.n_edge, sizes.n_far])
+    totals = np.stack([getattr(sizes, name) for name in _TOTALS])
     rng = np.random.default_rng(seed)
     draws = np.stack(
         [rng.choice(count, size, replace=False) for _ in range(_SIMULATED_BATCHES)]
@@ -88,7 +93,7 @@ def budgets_from_sizes(
         next_larger = kept[0]
         if any(
             getattr(budget, name) < _WORTH_IT * getattr(next_larger, name)
-            for name in ("n_node", "n_edge", "n_far")
+            for name in _TOTALS
         ):
             kept.insert(0, budget)
     return tuple(kept[-max_buckets:])
@@ -107,9 +112,11 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
     Raises:
         InputError: If none is, with the totals and the largest budget.
     """
-    n_node, n_edge, n_far = (int(np.sum(values)) for values in sizes[:3])
-    max_nodes, in_slots, out_slots, n_kvecs, n_quad = (
-        int(np.max(values)) for values in (sizes.n_node, *sizes[3:])
+    n_node, n_edge, n_far, n_pairs = (int(getattr(sizes, name).sum()) for name in _TOTALS)
+    max_nodes = int(sizes.n_node.max())
+    in_slots, out_slots, n_kvecs, n_quad = (
+        int(getattr(sizes, name).max())
+        for name in ("in_slots", "out_slots", "n_kvecs", "n_quad")
     )
     n_graph = len(sizes.n_node)
     for budget in budgets:
@@ -120,6 +127,7 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
             and max_nodes <= budget.max_nodes
             and n_far <= budget.n_far
             and n_kvecs <= budget.n_kvecs
+            and n_pairs <= budget.n_pairs
             and n_quad <= budget.n_quad
             and (budget.in_slots == 0 or in_slots <= budget.in_slots)
             and (budget.out_slots == 0 or out_slots <= budget.out_slots)
@@ -132,7 +140,7 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
         else ""
     )
     waves = f", {n_kvecs} wave vectors" if n_kvecs else ""
-    waves += f", {n_quad} radial nodes" if n_quad else ""
+    waves += f", {n_pairs} pairs, {n_quad} radial nodes" if n_quad else ""
     raise InputError(
         f"a batch of {n_graph} structures with {n_node} atoms, {n_edge} edges,{far} up to "
         f"{max_nodes} atoms in one structure{slots}{waves} is larger than the largest budget "
@@ -151,12 +159,18 @@ def single_budget(structures: Sequence[Structure], triplets: bool = False) -> Bu
         The budget.
     """
     sizes = sizes_of(structures)
-    n_node, n_edge, n_far = (values.sum() for values in sizes[:3])
-    return _rounded(n_node, n_edge, n_far, len(structures), sizes, triplets)
+    totals = (getattr(sizes, name).sum() for name in _TOTALS)
+    return _rounded(*totals, len(structures), sizes, triplets)
 
 
 def _rounded(
-    n_node: float, n_edge: float, n_far: float, n_graph: int, sizes: Sizes, triplets: bool
+    n_node: float,
+    n_edge: float,
+    n_far: float,
+    n_pairs: float,
+    n_graph: int,
+    sizes: Sizes,
+    triplets: bool,
 ) -> Budget:
     """Room for these totals, for padding, and for the largest of the structures."""
     return Budget(
@@ -168,8 +182,16 @@ def _rounded(
         in_slots=_round_up(sizes.in_slots.max(), 4) if triplets else 0,
         out_slots=_round_up(sizes.out_slots.max(), 4) if triplets else 0,
         n_kvecs=_round_up(sizes.n_kvecs.max(), 8),
+        n_pairs=_round_up(n_pairs, 64),
         n_quad=_round_up(sizes.n_quad.max(), 4),
     )
+
+
+def _num_pairs(structure: Structure) -> int:
+    if structure.waves is None or not in_pairs(structure.waves):
+        return 0
+    n = int(structure.graph.n_node[0])
+    return n * (n - 1) // 2
 
 
 def _round_up(value: float, multiple: int) -> int:

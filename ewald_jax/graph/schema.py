@@ -187,7 +187,10 @@ class Waves(NamedTuple):
         directions: [rows, kvecs, 3] float unit vectors on open axes; 0 for padding.
         nodes: [rows, kvecs] float nodes of the quadrature; 0 for padding.
         weights: [rows, kvecs] float quadrature weights; 0 for padding.
-        pairs: [rows] bool, molecules whose message is a sum over pairs; False for padding.
+        in_pairs: [rows] bool, molecules whose message is a sum over pairs; False for padding.
+        senders: [pairs] int32 first node of each pair i < j of these molecules, in order; the
+            first padding node for padding.
+        receivers: [pairs] int32 second node of it.
         quad_nodes: [quad] float nodes x = k / k_cutoff of the pair form.
         quad_weights: [quad] float their weights.
     """
@@ -196,7 +199,9 @@ class Waves(NamedTuple):
     directions: Array
     nodes: Array
     weights: Array
-    pairs: Array
+    in_pairs: Array
+    senders: Array
+    receivers: Array
     quad_nodes: Array
     quad_weights: Array
 
@@ -245,6 +250,7 @@ class Sizes(NamedTuple):
         in_slots: [structures] most edges that end at one node.
         out_slots: [structures] most edges that start at one node.
         n_kvecs: [structures] wave vectors.
+        n_pairs: [structures] pairs of atoms, of molecules in pair form.
         n_quad: [structures] nodes of the pair form.
     """
 
@@ -254,6 +260,7 @@ class Sizes(NamedTuple):
     in_slots: Array
     out_slots: Array
     n_kvecs: Array
+    n_pairs: Array
     n_quad: Array
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Sizes":
@@ -273,7 +280,8 @@ class Budget(NamedTuple):
         in_slots: Slots for edges that end at a node, 0 for no triplets.
         out_slots: Slots for edges that start at a node, 0 for no triplets.
         n_kvecs: Wave vectors of a structure, 0 for none.
-        n_quad: Nodes of the pair form of molecules, 0 for none.
+        n_pairs: Pairs of atoms of all molecules in pair form, 0 for none.
+        n_quad: Nodes of the pair form, 0 for none.
     """
 
     n_node: int
@@ -284,4 +292,5 @@ class Budget(NamedTuple):
     in_slots: int = 0
     out_slots: int = 0
     n_kvecs: int = 0
+    n_pairs: int = 0
     n_quad: int = 0

@@ -36,7 +36,7 @@ def with_waves(structure: Structure, neighborhood: Neighborhood) -> Structure:
 
 
 def joined_waves(
-    structures: Sequence[Structure], rows: int, n_kvecs: int, n_quad: int
+    structures: Sequence[Structure], rows: int, n_kvecs: int, n_pairs: int, n_quad: int
 ) -> Waves | None:
     """The wave vectors of a batch.
 
@@ -44,6 +44,7 @@ def joined_waves(
         structures: All of them with wave vectors, or none.
         rows: Of the dense layout.
         n_kvecs: Wave vectors to pad to.
+        n_pairs: Pairs of atoms to pad to.
         n_quad: Nodes of the pair form; there may be more than a structure needs.
 
     Returns:
@@ -62,12 +63,18 @@ def joined_waves(
         )
     dtype = structures[0].graph.nodes[POSITIONS].dtype
     x, w = radial_nodes(n_quad)
+    n_node = np.array([int(structure.graph.n_node[0]) for structure in structures])
+    senders = np.full(n_pairs, n_node.sum(), np.int32)
+    receivers = senders.copy()
+    start = 0
     waves = Waves(
         np.zeros((rows, n_kvecs, 3), np.int32),
         np.zeros((rows, n_kvecs, 3), dtype),
         np.zeros((rows, n_kvecs), dtype),
         np.zeros((rows, n_kvecs), dtype),
         np.zeros(rows, bool),
+        senders,
+        receivers,
         x.astype(dtype),
         w.astype(dtype),
     )
@@ -75,10 +82,15 @@ def joined_waves(
         count = len(found.nodes)
         for whole, part in zip(waves[:4], found[:4], strict=True):
             whole[row, :count] = part
-        waves.pairs[row] = is_pair(found)
+        if in_pairs(found):
+            waves.in_pairs[row] = True
+            i, j = np.triu_indices(n_node[row], 1)
+            first, pairs = n_node[:row].sum(), slice(start, start + len(i))
+            senders[pairs], receivers[pairs] = i + first, j + first
+            start += len(i)
     return waves
 
 
-def is_pair(waves: WaveSet) -> bool:
+def in_pairs(waves: WaveSet) -> bool:
     """Whether the message of a structure is a sum over pairs of its atoms."""
     return waves.num_quad > 0

@@ -31,7 +31,6 @@ from ewald_jax.kspace.open import (
     pair_kernel,
     pair_message,
     radial_nodes,
-    squared_distances,
 )
 from ewald_jax.kspace.quadrature import num_radial
 from ewald_jax.kspace.sums import (
@@ -75,7 +74,6 @@ __all__ = [
     "scaled_positions",
     "sinc_damping",
     "slab_basis",
-    "squared_distances",
     "structure_factor",
     "svd_frame",
     "voxel_grid",

@@ -36,11 +36,9 @@ def bessel_ratio(s: Float[Array, "*batch"], order: int = 0) -> Float[Array, "*ba
     """
     near = s < _NEAR
     small, large = jnp.where(near, s, 0.0), jnp.where(near, _NEAR, s)
-    series = jnp.ones_like(s)
-    for m in range(_TERMS, 0, -1):
-        series = 1 - small / (2 * m * (2 * (order + m) + 1)) * series
-    # (2n + 1)!! is what the series is divided by.
-    series = series / math.prod(range(1, 2 * order + 2, 2))
+    series = jnp.zeros_like(s)
+    for coefficient in reversed(_coefficients(order)):
+        series = series * small + coefficient
     root = jnp.sqrt(large)
     value = jnp.sin(root) / root
     if order > 0:
@@ -49,6 +47,14 @@ def bessel_ratio(s: Float[Array, "*batch"], order: int = 0) -> Float[Array, "*ba
             # lambda_{n+1} = ((2n + 1) lambda_n - lambda_{n-1}) / s, with lambda_{-1} = cos.
             before, value = value, ((2 * n + 1) * value - before) / large
     return jnp.where(near, series, value)
+
+
+def _coefficients(order: int) -> list[float]:
+    """Of the power series: 1 / (2n + 1)!!, and what each term is times the one before."""
+    terms = [1 / math.prod(range(1, 2 * order + 2, 2))]
+    for m in range(1, _TERMS + 1):
+        terms.append(-terms[-1] / (2 * m * (2 * (order + m) + 1)))
+    return terms
 
 
 @bessel_ratio.defjvp

@@ -89,7 +89,7 @@ def wave_vectors(
     """
     reciprocal = reciprocal_cell(boundary)
     n = jnp.asarray(indices, boundary.dtype)
-    lattice = sum(n[:, a, None] * reciprocal[a] for a in range(3))
+    lattice = sum(n[:, a, None] * reciprocal[None, a] for a in range(3))
     lattice_square = jnp.sum(lattice**2, axis=-1)
     inside = (lattice_square > 0) & (lattice_square < k_cutoff**2)
     length = jnp.sqrt(jnp.where(inside, lattice_square, 0.25 * k_cutoff**2))
@@ -132,9 +132,9 @@ def scaled_positions(
         ``2 pi coordinates @ result`` are the phases k.r.
     """
     inverse = reciprocal_cell(boundary) / (2 * jnp.pi)
-    scaled = jnp.sum(positions[:, None, :] * inverse, axis=-1)
+    scaled = jnp.sum(positions[:, None, :] * inverse[None], axis=-1)
     turns = jnp.round(scaled)
-    periodic = jnp.arange(3) < jnp.sum(pbc)
+    periodic = (jnp.arange(3) < jnp.sum(pbc))[None]
     return scaled - jnp.where(periodic, jax.lax.stop_gradient(turns), 0.0)
 
 

@@ -23,14 +23,6 @@ from ewald_jax.kspace.quadrature import gauss_legendre, num_radial
 from ewald_jax.typing import Array, Float, InputError
 
 
-def squared_distances(
-    positions: Float[Array, "*batch nodes 3"],
-) -> Float[Array, "*batch nodes nodes"]:
-    """r_ij^2 from differences, not from products that would cancel."""
-    difference = positions[..., :, None, :] - positions[..., None, :, :]
-    return jnp.sum(difference**2, axis=-1)
-
-
 def radial_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
     """X = k / k_cutoff of the quadrature and ``3 x^2 dx``, which add up to one (host).
 
@@ -60,6 +52,7 @@ def pair_kernel(
     Returns:
         The kernel of each filter.
     """
+    k_square = jnp.reshape(k_square, (1,) * square.ndim + (-1,))
     waves = bessel_ratio(square[..., None] * k_square)
     # Distances of molecules many k_cutoff wide take many nodes with alternating signs.
     return jnp.matmul(waves, filter, precision=jax.lax.Precision.HIGHEST)
@@ -128,11 +121,12 @@ def open_message(
     k = jnp.asarray(k_cutoff * x, positions.dtype)
     phi = filter_fn(k)
     phi = (phi[:, None] if phi.ndim == 1 else phi) * jnp.asarray(weights, h.dtype)[:, None]
-    square = squared_distances(positions)
+    difference = positions[:, None, :] - positions[None, :, :]
+    square = jnp.sum(difference**2, axis=-1)
 
     def add(total, node):
         k_square, factor = node
-        return total + (bessel_ratio(square * k_square) @ h) * factor, None
+        return total + (bessel_ratio(square * k_square) @ h) * factor[None], None
 
     # One node at a time: any rank of filter in the memory of one table of pairs.
     return jax.lax.scan(add, jnp.zeros_like(h), (k**2, phi.astype(h.dtype)))[0]

@@ -16,6 +16,9 @@ from ewald_jax.typing import Float
 _GAUSSIAN_BANDWIDTH = 6.8
 """exp(-x^2 / 2) has a spectrum of exp(-w^2 / 2), which is 1e-10 at this w."""
 
+_WIDEST = 0.2
+"""In units of the cutoff: with fewer Gaussians the envelope and the channels are narrower."""
+
 _MARGIN = 5.0
 _TAIL = 0.6
 """The turning point of a Bessel function widens with the cubic root of its argument."""
@@ -44,7 +47,7 @@ def num_radial(k_cutoff: float, width: float, reach: float) -> int:
         Number of nodes.
     """
     turns = k_cutoff * reach
-    bandwidth = 0.5 * (turns + _GAUSSIAN_BANDWIDTH / width)
+    bandwidth = 0.5 * (turns + _GAUSSIAN_BANDWIDTH / min(width, _WIDEST))
     return math.ceil(0.5 * bandwidth + _TAIL * turns ** (1 / 3) + _MARGIN)
 
 
@@ -73,7 +76,8 @@ def num_stretched(
     x = np.linspace(0.0, 1.0, 33)
     limit = np.arccosh(np.maximum(k_cutoff / k_lattice, 1.0))[:, None]
     t, slope = (limit * x, limit) if symmetric else (limit * (x + 1) / 2, limit / 2)
-    speed = np.cosh(t) * reach + np.sinh(t) * _GAUSSIAN_BANDWIDTH / (width * k_cutoff)
+    width = k_cutoff * min(width, _WIDEST)
+    speed = np.cosh(t) * reach + np.sinh(t) * _GAUSSIAN_BANDWIDTH / width
     bandwidth = np.max(k_lattice[:, None] * slope * speed * np.sqrt(1 - x**2), axis=1)
     tail = _TAIL * (k_cutoff * reach) ** (1 / 3)
     return np.ceil(0.5 * bandwidth + tail + _MARGIN + limit[:, 0]).astype(int)

@@ -55,9 +55,19 @@ class EwaldFilter(nn.Module):
         """Returns the low-rank basis at the wave vectors of the batch."""
         num_kvecs = kspace.phases.shape[-1] // 2
         size = num_kvecs if kspace.basis is None else kspace.basis.shape[-1]
-        down = self.param("down", he_orthogonal, (size, self.config.bottleneck))
+        rank, channels = self.config.bottleneck, self.config.channels
+        if self.config.scheme != "radial":
+            channels = ()
+        down = self.param("down", he_orthogonal, (size - len(channels), rank))
         if kspace.basis is None:
             return LowRank(down)
+        if channels:
+            # Without amplitude at first: only what the data ask for reaches far.
+            import os
+
+            amplitudes = nn.initializers.normal(float(os.environ.get("AMP", "0")))
+            rows = self.param("channels", amplitudes, (len(channels), rank))
+            down = jnp.concatenate([down, rows])
         down = down.astype(kspace.basis.dtype)
         kernel = None if kspace.pairs is None else _kernel(kspace.pairs, down)
         return LowRank(kspace.basis @ down, kernel)
@@ -145,8 +155,10 @@ def _kernel(pairs: PairSpace, down: Array) -> Array:
     kernel = ks.pair_kernel
     if pairs.square.size * pairs.k_square.size > _LARGE_TABLE:
         kernel = jax.checkpoint(kernel)
-    values = kernel(pairs.square, pairs.k_square, pairs.basis @ down)
-    return jnp.where(pairs.mask[:, None, None, None], values, 0.0)
+    low_rank = pairs.basis @ down
+    values = kernel(pairs.square, pairs.k_square, low_rank)
+    of_itself = jnp.sum(low_rank, axis=0, keepdims=True)  # at distance 0
+    return ops.gather(jnp.concatenate([values, of_itself]), pairs.index)
 
 
 def _message(

@@ -19,16 +19,17 @@ class PairSpace(NamedTuple):
     """Molecules of the `radial` scheme, see `kspace.open`.
 
     Attributes:
-        square: [rows, slots, slots] squared distances, Å^2.
+        square: [pairs] squared distances of the pairs i < j, Å^2.
+        index: [rows, slots, slots] place of each pair in `square`; ``pairs`` for an atom with
+            itself, beyond for empty slots and other structures.
         k_square: [quad] squared wave numbers of the quadrature, 1/Å^2.
         basis: [quad, basis] of the filters, times the weights of the quadrature.
-        mask: [rows] True for molecules.
     """
 
-    square: Float[Array, "rows slots slots"]
+    square: Float[Array, " pairs"]
+    index: Int[Array, "rows slots slots"]
     k_square: Float[Array, " quad"]
     basis: Float[Array, "quad basis"]
-    mask: Bool[Array, " rows"]
 
 
 class KSpace(NamedTuple):
@@ -128,10 +129,40 @@ def _radial(
         return table, basis, None
     x = jnp.asarray(waves.quad_nodes)
     in_pairs = ks.channel_basis(x**2, *options) * waves.quad_weights[:, None]
+    positions = batch.graph.nodes["positions"]
+    between = positions[waves.senders] - positions[waves.receivers]
     pairs = PairSpace(
-        ks.squared_distances(dense), (k_cutoff * x) ** 2, in_pairs, jnp.asarray(waves.pairs)
+        jnp.sum(between**2, axis=-1),
+        pair_index(batch.graph.n_node[:rows], waves.in_pairs, dense.shape[1], len(between)),
+        (k_cutoff * x) ** 2,
+        in_pairs,
     )
     return table, basis, pairs
+
+
+def pair_index(
+    n_node: Int[Array, " rows"], in_pairs: Bool[Array, " rows"], slots: int, num_pairs: int
+) -> Int[Array, "rows slots slots"]:
+    """Where the pairs i < j of molecules, one molecule after the other, go in a dense layout.
+
+    Args:
+        n_node: Atoms of each structure.
+        in_pairs: True for those whose pairs are listed.
+        slots: Of the dense layout.
+        num_pairs: Length of the list.
+
+    Returns:
+        See `PairSpace.index`.
+    """
+    count = jnp.where(in_pairs, n_node * (n_node - 1) // 2, 0)
+    first = (jnp.cumsum(count) - count)[:, None, None]
+    n = n_node[:, None, None]
+    slot = jnp.arange(slots)
+    low = jnp.minimum(slot[:, None], slot)
+    high = jnp.maximum(slot[:, None], slot)
+    place = first + low * (2 * n - low - 1) // 2 + high - low - 1
+    place = jnp.where(low == high, num_pairs, place)
+    return jnp.where((high < n) & in_pairs[:, None, None], place, num_pairs + 1)
 
 
 def graph_rows(batch: Batch, key: str, rows: int) -> Array:
