@@ -27,7 +27,7 @@ from ewald_jax.train.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-EWALD = EwaldConfig(k_cutoff=0.4, num_k_rbf=8, bottleneck=3, prefactor=1.0)
+EWALD = EwaldConfig(scheme="voxel", k_cutoff=0.4, num_k_rbf=8, bottleneck=3, prefactor=1.0)
 MODELS = ("painn", "gemnet_t")
 CASES = [(name, kind) for name in MODELS for kind in ("voxel", "periodic")]
 every_case = pytest.mark.parametrize("case", CASES, ids="-".join)

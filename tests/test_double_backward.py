@@ -27,7 +27,9 @@ LOSS = LossConfig(forces="l2")
 STEPS = 50
 EWALD = {
     "none": None,
-    "voxel": EwaldConfig(k_cutoff=0.4, num_k_rbf=8, bottleneck=4, prefactor=0.1),
+    "voxel": EwaldConfig(
+        scheme="voxel", k_cutoff=0.4, num_k_rbf=8, bottleneck=4, prefactor=0.1
+    ),
 }
 
 

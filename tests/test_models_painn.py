@@ -72,7 +72,7 @@ def test_both_cutoffs_of_painn_differ_only_by_the_bias(x64):
 
 # -- elements --------------------------------------------------------------------------------
 
-EWALD = EwaldConfig(k_cutoff=0.4, num_k_rbf=8, bottleneck=2)
+EWALD = EwaldConfig(scheme="voxel", k_cutoff=0.4, num_k_rbf=8, bottleneck=2)
 ATOMIC = AtomToAtomConfig(cutoff=6.0, num_gaussians=5, num_filters=4)
 
 
@@ -253,7 +253,14 @@ def test_the_stream_of_dimenetpp_reaches_the_output(kind):
     [
         ({}, 2_755_462),
         ({"atomic": AtomToAtomConfig(cutoff=12.0, max_neighbors=100)}, 3_719_814),
-        ({"ewald": EwaldConfig(k_cutoff=0.8, num_k_rbf=128, num_hidden=3)}, 4_749_958),
+        (
+            {
+                "ewald": EwaldConfig(
+                    scheme="voxel", k_cutoff=0.8, num_k_rbf=128, num_hidden=3
+                )
+            },
+            4_749_958,
+        ),
     ],
     ids=["baseline", "atomic", "ewald"],
 )

@@ -14,7 +14,7 @@ import pytest
 import ewald_jax
 from ewald_jax.models import MODELS, SchNet, model_to_config
 from ewald_jax.nn.basis import cosine_cutoff
-from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
+from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter, LowRank
 from ewald_jax.nn.ewald_config import SCHEMES, EwaldConfig, check_boundary
 from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.nn.layers import (
@@ -183,11 +183,20 @@ def test_the_walk_sees_inner_functions():
     assert (3, 5, 5) in shapes
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, key):
-    features, config = 32, EwaldConfig(scheme=scheme, num_k=(1, 1, 3), k_cutoff=0.4)
+@pytest.mark.parametrize(
+    "scheme, k_cutoff, periodic",
+    [
+        ("lattice", 0.4, True),
+        ("voxel", 0.4, False),
+        ("radial", 2.0, True),
+        ("radial", 1.0, False),
+    ],
+)
+def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, k_cutoff, periodic, key):
+    features = 32
+    config = EwaldConfig(scheme=scheme, num_k=(1, 1, 3), k_cutoff=k_cutoff, bottleneck=4)
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat((2, 2, 1))
-    atoms.pbc = scheme == "lattice"
+    atoms.pbc = periodic
     model = ewald_jax.build_model("schnet", cutoff=2.0, ewald=config)
     batch = ewald_jax.batch_from_atoms([atoms], model, pad=False)
 
@@ -206,19 +215,21 @@ def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, key):
         return jnp.sum(EwaldBlock(config).apply(block_params, h, geometry, low_rank) ** 2)
 
     kvecs = phases.shape[-1] // 2
-    limit = len(atoms) * kvecs * features
+    # Pairs of atoms stand for the wave vectors of a molecule.
+    in_pairs = scheme == "radial" and not periodic
+    factors = len(atoms) if in_pairs else kvecs
+    limit = len(atoms) * factors * features
     for function in (loss, jax.grad(loss, argnums=(0, 1, 2, 3))):
         shapes = list(intermediates(jax.make_jaxpr(function)(*arguments).jaxpr))
         assert len(shapes) > 50
         largest = max(shapes, key=np.prod)
         # Nothing beyond cosines and sines, [nodes, 2 kvecs], and a small factor.
-        assert np.prod(largest) <= 4 * len(atoms) * max(2 * kvecs, features) < limit, (
-            largest
-        )
+        allowed = 4 * len(atoms) * max(4 * factors if in_pairs else 2 * factors, features)
+        assert np.prod(largest) <= allowed < limit, largest
 
 
 def test_scale_factor_multiplies_the_message(key):
-    config = EwaldConfig(k_cutoff=0.4, num_k_rbf=8)
+    config = EwaldConfig(scheme="voxel", k_cutoff=0.4, num_k_rbf=8)
     model = ewald_jax.build_model("schnet", ewald=config)
     batch = ewald_jax.batch_from_atoms([ase.build.molecule("H2O")], model)
     block = EwaldBlock(config, scaled=True)
@@ -231,7 +242,13 @@ def test_scale_factor_multiplies_the_message(key):
         params = block.init(key, h, geometry, low_rank)["params"]
         halved = {"params": {**params, "scale_sum": {"scale_factor": jnp.float32(0.5)}}}
         half = block.apply(halved, h, geometry, low_rank)
-        return params, half, block.apply({"params": params}, h, geometry, low_rank / 2)
+        return (
+            params,
+            half,
+            block.apply(
+                {"params": params}, h, geometry, jax.tree.map(lambda x: x / 2, low_rank)
+            ),
+        )
 
     params, half, same = run(key)
     factor = params["scale_sum"]["scale_factor"]
@@ -241,14 +258,14 @@ def test_scale_factor_multiplies_the_message(key):
 
 
 def test_num_hidden_of_the_block_overrides_the_settings(key):
-    config = EwaldConfig(k_cutoff=0.4, num_k_rbf=8, num_hidden=1)
+    config = EwaldConfig(scheme="voxel", k_cutoff=0.4, num_k_rbf=8, num_hidden=1)
     model = ewald_jax.build_model("schnet", ewald=config)
     batch = ewald_jax.batch_from_atoms([ase.build.molecule("H2O")], model)
 
     def names(num_hidden):
         def init(key):
             geometry = kspace_geometry(config, batch)
-            low_rank = jnp.zeros((geometry.basis.shape[0], config.bottleneck))
+            low_rank = LowRank(jnp.zeros((geometry.basis.shape[0], config.bottleneck)))
             block = EwaldBlock(config, num_hidden=num_hidden)
             return block.init(key, jnp.ones((16, 8)), geometry, low_rank)
 

@@ -4,6 +4,7 @@ Each distinct shape costs one compilation, so batches are padded to the smallest
 budgets. The last budget fits any batch; the smaller ones fit typical batches.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,9 @@ _SIMULATED_BATCHES = 512
 
 _TOTALS = ("n_node", "n_edge", "n_far", "n_pairs")
 """What the structures of a batch share."""
+
+_LARGEST = ("n_node", "in_slots", "out_slots", "n_kvecs", "n_quad")
+"""What the largest of them decides."""
 
 _WORTH_IT = 0.95
 """Shapes within 5 % of the next larger one are not worth a compilation."""
@@ -79,21 +83,21 @@ def budgets_from_sizes(
         )
     size = min(batch_size, count)
     totals = np.stack([getattr(sizes, name) for name in _TOTALS])
+    largest = np.stack([getattr(sizes, name) for name in _LARGEST])
     rng = np.random.default_rng(seed)
     draws = np.stack(
         [rng.choice(count, size, replace=False) for _ in range(_SIMULATED_BATCHES)]
     )
-    drawn = totals[:, draws].sum(-1)
     worst = np.sort(totals, axis=1)[:, -size:].sum(1)
-    largest = _rounded(*worst, size, sizes, triplets)
-    kept = [largest]
+    kept = [_rounded(worst, largest.max(1), size, triplets)]
+    drawn = totals[:, draws].sum(-1), largest[:, draws].max(-1)
     for quantile in reversed(_QUANTILES):
-        typical = np.quantile(drawn, quantile, axis=1)
-        budget = _rounded(*typical, size, sizes, triplets)
+        typical = (np.quantile(values, quantile, axis=1) for values in drawn)
+        budget = _rounded(*typical, size, triplets)
         next_larger = kept[0]
         if any(
             getattr(budget, name) < _WORTH_IT * getattr(next_larger, name)
-            for name in _TOTALS
+            for name in (*_TOTALS, "max_nodes")
         ):
             kept.insert(0, budget)
     return tuple(kept[-max_buckets:])
@@ -113,10 +117,8 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
         InputError: If none is, with the totals and the largest budget.
     """
     n_node, n_edge, n_far, n_pairs = (int(getattr(sizes, name).sum()) for name in _TOTALS)
-    max_nodes = int(sizes.n_node.max())
-    in_slots, out_slots, n_kvecs, n_quad = (
-        int(getattr(sizes, name).max())
-        for name in ("in_slots", "out_slots", "n_kvecs", "n_quad")
+    max_nodes, in_slots, out_slots, n_kvecs, n_quad = (
+        int(getattr(sizes, name).max()) for name in _LARGEST
     )
     n_graph = len(sizes.n_node)
     for budget in budgets:
@@ -159,31 +161,28 @@ def single_budget(structures: Sequence[Structure], triplets: bool = False) -> Bu
         The budget.
     """
     sizes = sizes_of(structures)
-    totals = (getattr(sizes, name).sum() for name in _TOTALS)
-    return _rounded(*totals, len(structures), sizes, triplets)
+    totals = [getattr(sizes, name).sum() for name in _TOTALS]
+    largest = [getattr(sizes, name).max() for name in _LARGEST]
+    return _rounded(totals, largest, len(structures), triplets)
 
 
 def _rounded(
-    n_node: float,
-    n_edge: float,
-    n_far: float,
-    n_pairs: float,
-    n_graph: int,
-    sizes: Sizes,
-    triplets: bool,
+    totals: Sequence[float], largest: Sequence[float], n_graph: int, triplets: bool
 ) -> Budget:
     """Room for these totals, for padding, and for the largest of the structures."""
+    n_node, n_edge, n_far, n_pairs = totals
+    max_nodes, in_slots, out_slots, n_kvecs, n_quad = map(math.ceil, largest)
     return Budget(
         n_node=_round_up(n_node + 1, 16),
         n_edge=_round_up(max(n_edge, 1), 64),
         n_graph=n_graph + 1,
-        max_nodes=_round_up(sizes.n_node.max(), 4),
+        max_nodes=_round_up(max_nodes, 4),
         n_far=_round_up(n_far, 64),
-        in_slots=_round_up(sizes.in_slots.max(), 4) if triplets else 0,
-        out_slots=_round_up(sizes.out_slots.max(), 4) if triplets else 0,
-        n_kvecs=_round_up(sizes.n_kvecs.max(), 8),
+        in_slots=_round_up(in_slots, 4) if triplets else 0,
+        out_slots=_round_up(out_slots, 4) if triplets else 0,
+        n_kvecs=_round_up(n_kvecs, 8),
         n_pairs=_round_up(n_pairs, 64),
-        n_quad=_round_up(sizes.n_quad.max(), 4),
+        n_quad=_round_up(n_quad, 4),
     )
 
 

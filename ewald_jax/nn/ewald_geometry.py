@@ -157,9 +157,8 @@ def pair_index(
     count = jnp.where(in_pairs, n_node * (n_node - 1) // 2, 0)
     first = (jnp.cumsum(count) - count)[:, None, None]
     n = n_node[:, None, None]
-    slot = jnp.arange(slots)
-    low = jnp.minimum(slot[:, None], slot)
-    high = jnp.maximum(slot[:, None], slot)
+    i, j = jnp.indices((1, slots, slots))[1:]
+    low, high = jnp.minimum(i, j), jnp.maximum(i, j)
     place = first + low * (2 * n - low - 1) // 2 + high - low - 1
     place = jnp.where(low == high, num_pairs, place)
     return jnp.where((high < n) & in_pairs[:, None, None], place, num_pairs + 1)
