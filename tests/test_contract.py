@@ -42,11 +42,11 @@ EWALD = {
     scheme: EwaldConfig(
         scheme=scheme,
         num_k=(1, 1, 2),
-        k_cutoff=0.4,
-        num_k_rbf=16,
+        k_cutoff=1.2 if scheme == "radial" else 0.4,
+        num_k_rbf=6 if scheme == "radial" else 16,
         bottleneck=4,
         num_hidden=1,
-        prefactor=0.1,
+        prefactor=1.0 if scheme == "radial" else 0.1,
     )
     for scheme in SCHEMES
 }
