@@ -17,7 +17,7 @@ from compare import COLUMNS, Cell, run_cell, summarise, table_rows
 
 from ewald_jax.cli.common import command, note, print_table
 
-NAMES = {"baseline": "SchNet", "voxel": "SchNet + Ewald"}
+NAMES = {"baseline": "SchNet", "radial": "SchNet + Ewald"}
 DATA = ("dimers", "dimers_far")
 MODEL = "schnet_small"
 

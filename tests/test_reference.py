@@ -14,7 +14,7 @@ import ewald_jax
 from ewald_jax import kspace, ops
 from ewald_jax.interop.torch_names import ewald_block_rules
 from ewald_jax.interop.torch_reference import take_rules
-from ewald_jax.nn.ewald import EwaldBlock
+from ewald_jax.nn.ewald import EwaldBlock, LowRank
 from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ResidualLayer
@@ -159,7 +159,7 @@ class Block:
         geometry = self.geometry(positions)
         low_rank = down if geometry.basis is None else geometry.basis @ down
         block = EwaldBlock(self.config, scaled=self.scaled)
-        return block.apply({"params": params}, h, geometry, low_rank)
+        return block.apply({"params": params}, h, geometry, LowRank(low_rank))
 
     def derivatives(self):
         @jax.jit

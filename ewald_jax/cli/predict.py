@@ -182,21 +182,24 @@ def _structure(model, statistics, atoms: ase.Atoms, where: str):
 def _budget(structures, batch_size: int, triplets: bool):
     """A padded size on a coarse grid, so that a whole file needs few compilations."""
     from ewald_jax.graph import Budget, sizes_of
+    from ewald_jax.graph.waves import packed_rows
 
     def coarse(size: int) -> int:
         return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2)) if size else 0
 
     sizes = sizes_of(structures)
+    max_nodes = coarse(sizes.n_node.max())
     return Budget(
         n_node=coarse(sizes.n_node.sum() + 1),
         n_edge=coarse(sizes.n_edge.sum() + 1),
         n_graph=batch_size + 1,
-        max_nodes=coarse(sizes.n_node.max()),
+        max_nodes=max_nodes,
         n_far=coarse(sizes.n_far.sum()),
         in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
         out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
         n_kvecs=coarse(sizes.n_kvecs.max()),
         n_pairs=coarse(sizes.n_pairs.sum()),
+        pair_rows=coarse(packed_rows(sizes.n_node[sizes.n_quad > 0], max_nodes)),
         n_quad=coarse(sizes.n_quad.max()),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jraph
 import numpy as np
 
-from ewald_jax.graph.budgets import choose_budget, sizes_of
+from ewald_jax.graph.budgets import choose_budget, exact_budget, sizes_of
 from ewald_jax.graph.schema import (
     CELL,
     ENERGY,
@@ -62,14 +62,13 @@ def batch_graphs(
     far_edges = _joined([structure.far_edges for structure in structures], n_node)
     if budget is None:
         rows, slots = len(n_node), int(n_node.max())
-        sizes = sizes_of(structures)
-        kspace = (sizes.n_kvecs.max(), sizes.n_pairs.sum(), sizes.n_quad.max())
+        shape = exact_budget(structures)
         edge_slots = (degrees(graph.receivers), degrees(graph.senders)) if triplets else ()
     else:
         choose_budget([budget], sizes_of(structures))
         rows, slots = budget.n_graph - 1, budget.max_nodes
         edge_slots = (budget.in_slots, budget.out_slots)
-        kspace = (budget.n_kvecs, budget.n_pairs, budget.n_quad)
+        shape = budget
         if triplets and 0 in edge_slots:
             raise InputError(f"triplets need slots, but the budget has none: {budget}")
         graph = _padded(graph, budget)
@@ -81,7 +80,7 @@ def batch_graphs(
         _batch_targets(targets or [], graph),
         _triplets(graph, n_edge, *edge_slots) if triplets else None,
         far_edges,
-        joined_waves(structures, rows, *kspace),
+        joined_waves(structures, rows, len(graph.nodes[SPECIES]), shape),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ewald_jax.graph.schema import Budget, Sizes, Structure
 from ewald_jax.graph.triplets import degrees
-from ewald_jax.graph.waves import in_pairs
+from ewald_jax.graph.waves import in_pairs, packed_rows
 from ewald_jax.typing import InputError
 
 _QUANTILES = (0.5, 0.95, 1.0)
@@ -90,14 +90,19 @@ def budgets_from_sizes(
     )
     worst = np.sort(totals, axis=1)[:, -size:].sum(1)
     kept = [_rounded(worst, largest.max(1), size, triplets)]
+    if sizes.n_quad.any():
+        kept[0] = kept[0]._replace(pair_rows=size)
     drawn = totals[:, draws].sum(-1), largest[:, draws].max(-1)
     for quantile in reversed(_QUANTILES):
         typical = (np.quantile(values, quantile, axis=1) for values in drawn)
         budget = _rounded(*typical, size, triplets)
+        if sizes.n_quad.any():
+            rows = [_pair_rows(sizes.take(draw), budget.max_nodes) for draw in draws]
+            budget = budget._replace(pair_rows=math.ceil(np.quantile(rows, quantile)))
         next_larger = kept[0]
         if any(
             getattr(budget, name) < _WORTH_IT * getattr(next_larger, name)
-            for name in (*_TOTALS, "max_nodes")
+            for name in (*_TOTALS, "max_nodes", "pair_rows")
         ):
             kept.insert(0, budget)
     return tuple(kept[-max_buckets:])
@@ -131,6 +136,7 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
             and n_kvecs <= budget.n_kvecs
             and n_pairs <= budget.n_pairs
             and n_quad <= budget.n_quad
+            and (n_quad == 0 or _pair_rows(sizes, budget.max_nodes) <= budget.pair_rows)
             and (budget.in_slots == 0 or in_slots <= budget.in_slots)
             and (budget.out_slots == 0 or out_slots <= budget.out_slots)
         ):
@@ -163,7 +169,33 @@ def single_budget(structures: Sequence[Structure], triplets: bool = False) -> Bu
     sizes = sizes_of(structures)
     totals = [getattr(sizes, name).sum() for name in _TOTALS]
     largest = [getattr(sizes, name).max() for name in _LARGEST]
-    return _rounded(totals, largest, len(structures), triplets)
+    budget = _rounded(totals, largest, len(structures), triplets)
+    return budget._replace(pair_rows=_pair_rows(sizes, budget.max_nodes))
+
+
+def exact_budget(structures: Sequence[Structure]) -> Budget:
+    """What these structures take up, without room for padding or triplets.
+
+    Args:
+        structures: At least one.
+
+    Returns:
+        The sizes of an unpadded batch.
+    """
+    sizes = sizes_of(structures)
+    n_node, n_edge, n_far, n_pairs = (int(getattr(sizes, name).sum()) for name in _TOTALS)
+    max_nodes = int(sizes.n_node.max())
+    return Budget(
+        n_node,
+        n_edge,
+        len(structures),
+        max_nodes,
+        n_far,
+        n_kvecs=int(sizes.n_kvecs.max()),
+        n_pairs=n_pairs,
+        pair_rows=_pair_rows(sizes, max_nodes),
+        n_quad=int(sizes.n_quad.max()),
+    )
 
 
 def _rounded(
@@ -184,6 +216,10 @@ def _rounded(
         n_pairs=_round_up(n_pairs, 64),
         n_quad=_round_up(n_quad, 4),
     )
+
+
+def _pair_rows(sizes: Sizes, slots: int) -> int:
+    return packed_rows(sizes.n_node[sizes.n_quad > 0], slots)
 
 
 def _num_pairs(structure: Structure) -> int:

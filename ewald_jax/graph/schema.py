@@ -187,7 +187,8 @@ class Waves(NamedTuple):
         directions: [rows, kvecs, 3] float unit vectors on open axes; 0 for padding.
         nodes: [rows, kvecs] float nodes of the quadrature; 0 for padding.
         weights: [rows, kvecs] float quadrature weights; 0 for padding.
-        in_pairs: [rows] bool, molecules whose message is a sum over pairs; False for padding.
+        pair_index: [pair_rows, slots] int32 nodes of the molecules whose message is a sum over
+            pairs, as many molecules to a row as fit; ``nodes`` for an empty slot.
         senders: [pairs] int32 first node of each pair i < j of these molecules, in order; the
             first padding node for padding.
         receivers: [pairs] int32 second node of it.
@@ -199,7 +200,7 @@ class Waves(NamedTuple):
     directions: Array
     nodes: Array
     weights: Array
-    in_pairs: Array
+    pair_index: Array
     senders: Array
     receivers: Array
     quad_nodes: Array
@@ -281,6 +282,7 @@ class Budget(NamedTuple):
         out_slots: Slots for edges that start at a node, 0 for no triplets.
         n_kvecs: Wave vectors of a structure, 0 for none.
         n_pairs: Pairs of atoms of all molecules in pair form, 0 for none.
+        pair_rows: Rows of `max_nodes` slots for these molecules.
         n_quad: Nodes of the pair form, 0 for none.
     """
 
@@ -293,4 +295,5 @@ class Budget(NamedTuple):
     out_slots: int = 0
     n_kvecs: int = 0
     n_pairs: int = 0
+    pair_rows: int = 0
     n_quad: int = 0

@@ -167,16 +167,18 @@ def _message(
     """The message of filters ``low_rank @ up``, in the layout of the nodes."""
     # Weights stored in float32 lose nothing in float64.
     up = up.astype(h.dtype)
-    dense = ops.to_dense(h, kspace.dense_index)
-    message = jnp.zeros_like(dense)
+    message = jnp.zeros_like(h)
     if kspace.phases.shape[-1] > 0:
         filter = low_rank.waves.astype(h.dtype) @ up  # [kvecs, feat], or one for each row
         axes = (0, 0, 0 if filter.ndim == 3 else None, None)
-        message += jax.vmap(ks.message_from_phases, axes)(
-            dense, kspace.phases, filter, config.prefactor
+        dense = jax.vmap(ks.message_from_phases, axes)(
+            ops.to_dense(h, kspace.dense_index), kspace.phases, filter, config.prefactor
         )
+        message += ops.from_dense(dense, kspace.node_slot)
     if low_rank.kernel is not None:
-        message += config.prefactor * jax.vmap(ks.pair_message, (0, 0, None))(
-            dense, low_rank.kernel, up
+        pairs = kspace.pairs
+        dense = jax.vmap(ks.pair_message, (0, 0, None))(
+            ops.to_dense(h, pairs.nodes), low_rank.kernel, up
         )
-    return ops.from_dense(message, kspace.node_slot)
+        message += config.prefactor * ops.from_dense(dense, pairs.node_slot)
+    return message

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jraph
 
 from ewald_jax import kspace as ks
 from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.ewald_config import EwaldConfig, host_kvecs
-from ewald_jax.typing import Array, Bool, Float, InputError, Int
+from ewald_jax.typing import Array, Float, InputError, Int
 
 
 class PairSpace(NamedTuple):
@@ -21,13 +22,17 @@ class PairSpace(NamedTuple):
     Attributes:
         square: [pairs] squared distances of the pairs i < j, Å^2.
         index: [rows, slots, slots] place of each pair in `square`; ``pairs`` for an atom with
-            itself, beyond for empty slots and other structures.
+            itself, beyond for empty slots and atoms of different molecules.
+        nodes: [rows, slots] node of each slot.
+        node_slot: [nodes] slot of each node.
         k_square: [quad] squared wave numbers of the quadrature, 1/Å^2.
         basis: [quad, basis] of the filters, times the weights of the quadrature.
     """
 
     square: Float[Array, " pairs"]
     index: Int[Array, "rows slots slots"]
+    nodes: Int[Array, "rows slots"]
+    node_slot: Int[Array, " nodes"]
     k_square: Float[Array, " quad"]
     basis: Float[Array, "quad basis"]
 
@@ -129,39 +134,52 @@ def _radial(
         return table, basis, None
     x = jnp.asarray(waves.quad_nodes)
     in_pairs = ks.channel_basis(x**2, *options) * waves.quad_weights[:, None]
-    positions = batch.graph.nodes["positions"]
+    graph, nodes = batch.graph, jnp.asarray(waves.pair_index)
+    positions = graph.nodes["positions"]
     between = positions[waves.senders] - positions[waves.receivers]
+    flat = jnp.full(positions.shape[0], nodes.size).at[nodes.reshape(-1)]
     pairs = PairSpace(
         jnp.sum(between**2, axis=-1),
-        pair_index(batch.graph.n_node[:rows], waves.in_pairs, dense.shape[1], len(between)),
+        pair_places(graph, nodes, len(between)),
+        nodes,
+        flat.set(jnp.arange(nodes.size), mode="drop"),
         (k_cutoff * x) ** 2,
         in_pairs,
     )
     return table, basis, pairs
 
 
-def pair_index(
-    n_node: Int[Array, " rows"], in_pairs: Bool[Array, " rows"], slots: int, num_pairs: int
+def pair_places(
+    graph: jraph.GraphsTuple, nodes: Int[Array, "rows slots"], num_pairs: int
 ) -> Int[Array, "rows slots slots"]:
     """Where the pairs i < j of molecules, one molecule after the other, go in a dense layout.
 
     Args:
-        n_node: Atoms of each structure.
-        in_pairs: True for those whose pairs are listed.
-        slots: Of the dense layout.
-        num_pairs: Length of the list.
+        graph: The structures.
+        nodes: Node of each slot; molecules in order of their pairs have ascending nodes.
+        num_pairs: Length of the list of pairs.
 
     Returns:
         See `PairSpace.index`.
     """
-    count = jnp.where(in_pairs, n_node * (n_node - 1) // 2, 0)
-    first = (jnp.cumsum(count) - count)[:, None, None]
-    n = n_node[:, None, None]
-    i, j = jnp.indices((1, slots, slots))[1:]
-    low, high = jnp.minimum(i, j), jnp.maximum(i, j)
-    place = first + low * (2 * n - low - 1) // 2 + high - low - 1
+    owner = ops.node_graph_index(graph)
+    listed = jnp.zeros(owner.shape[0], bool).at[nodes.reshape(-1)].set(True, mode="drop")
+    first_node = jnp.cumsum(graph.n_node) - graph.n_node
+    # Of each molecule, if its pairs are listed.
+    n = graph.n_node
+    has_pairs = ops.gather(listed, jnp.where(n > 0, first_node, listed.shape[0]))
+    count = jnp.where(has_pairs, n * (n - 1) // 2, 0)
+    first_pair = jnp.cumsum(count) - count
+    molecule = ops.gather(owner, nodes, fill=-1)
+    local = nodes - first_node[molecule]
+    same = (molecule[:, :, None] == molecule[:, None, :]) & (molecule[:, :, None] >= 0)
+    low = jnp.minimum(local[:, :, None], local[:, None, :])
+    high = jnp.maximum(local[:, :, None], local[:, None, :])
+    size = n[molecule][:, :, None]
+    place = first_pair[molecule][:, :, None] + low * (2 * size - low - 1) // 2
+    place = place + high - low - 1
     place = jnp.where(low == high, num_pairs, place)
-    return jnp.where((high < n) & in_pairs[:, None, None], place, num_pairs + 1)
+    return jnp.where(same, place, num_pairs + 1)
 
 
 def graph_rows(batch: Batch, key: str, rows: int) -> Array:

@@ -79,6 +79,8 @@ def empty_like(batch: Batch) -> Batch:
     graph.n_node[0], graph.n_edge[0] = nodes, edges
     graph.globals[CELL][:] = np.eye(3)
     empty.dense_index[:] = nodes
+    if empty.waves is not None:
+        empty.waves.pair_index[:] = nodes
     if empty.triplets is not None:
         in_edges, out_edges, in_slot, out_slot, reverse = empty.triplets
         in_edges[:], out_edges[:], reverse[:] = edges, edges, edges
