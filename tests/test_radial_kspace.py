@@ -462,9 +462,18 @@ def test_too_many_wave_vectors_are_refused():
     huge = kspace.WaveRule(500.0, 0.1, max_kvecs=1000)
     with pytest.raises(InputError, match=r"needs \d{8,} wave vectors"):
         kspace.wave_set(np.zeros((1, 3)), cell, np.ones(3, bool), huge)
-    skewed = np.array([[3.0, 0, 0], [2e4, 3.0, 0], [0, 2e4, 3.0]])
+    skewed = np.array([[3.0, 0, 0], [1e4, 3.0, 0], [0, 1e4, 3.0]])
     with pytest.raises(InputError, match="so skewed"):
         kspace.wave_set(np.zeros((1, 3)), skewed, np.ones(3, bool), RULE)
+    slab = np.array([True, True, False])
+    dense = kspace.WaveRule(20.0, 0.1)
+    with pytest.raises(InputError, match=r"needs \d{6,} wave vectors"):
+        kspace.wave_set(np.array([[0, 0, 0], [0, 0, 15.0]]), cell, slab, dense)
+    far = np.array([[0.0, 0, 0], [0, 0, 1e5]])
+    with pytest.raises(
+        InputError, match=r"extends over 1e\+05 Å and needs \d+ radial nodes"
+    ):
+        kspace.wave_set(far, cell, np.zeros(3, bool), RULE)
     spread = np.array([[0.0, 0, 0], [900.0, 0, 0]])
     sphere = kspace.WaveRule(2.0, 0.1, max_pair_nodes=1)
     with pytest.raises(InputError, match="expected at most ewald.max_kvecs = 65536"):

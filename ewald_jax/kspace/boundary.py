@@ -48,8 +48,10 @@ def boundary_cell(cell: Float[Array, "3 3"], pbc: Bool[Array, " 3"]) -> Float[Ar
     Returns:
         Rows; those of a molecule are the Cartesian axes.
     """
-    first, second, third = cell[jnp.argsort(~pbc, stable=True)]
     axes = jnp.eye(3, dtype=cell.dtype)
+    # That of a molecule is never used, and may be anything.
+    cell = jnp.where(jnp.any(pbc), cell, axes)
+    first, second, third = cell[jnp.argsort(~pbc, stable=True)]
     unit = _unit(first)
     # Any perpendicular pair will do, but not one from a nearly parallel axis.
     beside = _unit(jnp.cross(unit, axes[jnp.argmin(jnp.abs(unit))]))
@@ -91,12 +93,15 @@ def wave_vectors(
     n = jnp.asarray(indices, boundary.dtype)
     lattice = sum(n[:, a, None] * reciprocal[None, a] for a in range(3))
     lattice_square = jnp.sum(lattice**2, axis=-1)
-    inside = (lattice_square > 0) & (lattice_square < k_cutoff**2)
-    length = jnp.sqrt(jnp.where(inside, lattice_square, 0.25 * k_cutoff**2))
-    limit = jnp.arccosh(k_cutoff / length)
-    along = lattice_square == 0
     num_open = 3 - jnp.sum(pbc)
     is_open = num_open > 0
+    # Just below the cutoff the upper limit has an infinite slope, and the filter is zero.
+    edge = k_cutoff**2 * jnp.where(is_open, 1 - 1e-6, 1.0)
+    inside = (lattice_square > 0) & (lattice_square < edge)
+    curved = inside & is_open
+    length = jnp.sqrt(jnp.where(curved, lattice_square, 0.25 * k_cutoff**2))
+    limit = jnp.arccosh(k_cutoff / length)
+    along = lattice_square == 0
     # Length of the open part, and by how much it changes with the node.
     open_length = jnp.where(along, k_cutoff * nodes, length * jnp.sinh(nodes * limit))
     speed = jnp.where(along, k_cutoff, length * limit * jnp.cosh(nodes * limit))

@@ -9,7 +9,8 @@ Without a cell the sum over wave vectors is an integral, and its angular part is
 This is the limit of the periodic sum for a large cell, exactly: rotations, reflections and
 far-apart fragments come out right because nothing but distances enters. The integral is a
 Gauss-Legendre sum over few nodes k_q, and for filters of rank d the kernel is a table
-[nodes, nodes, d]; nothing of size nodes x nodes x features is formed.
+[nodes, nodes, d], made from one sinc for each pair i < j and node of the sum; nothing of size
+nodes x nodes x features is formed.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 An integrand here is a filter, no narrower than one Gaussian of its basis, times a plane wave
 ``exp(i k z)`` with z up to the size of the structure. Gauss-Legendre nodes resolve it once
 their number exceeds half of its bandwidth; from there on the error falls faster than
-exponentially. The margins below leave 1e-10 of a filter of one (tests/test_quadrature.py).
+exponentially. The margins below leave 1e-10 of a filter of one (tests/test_radial_kspace.py).
 """
 
 import functools

@@ -33,8 +33,11 @@ MARGIN = 1.05
 """Vectors a little beyond the cutoff are kept: their filter is zero, but in a cell strained by
 some per cent since they were chosen it may not be."""
 
-_MAX_BOX = 20_000_000
+_MAX_BOX = 4_000_000
 """Indices that are looked through at most; a search so large has hopelessly many results."""
+
+_MAX_RADIAL = 2000
+"""Nodes of a quadrature: enough for 5000 Å at a cutoff of 1.5 / Å."""
 
 _EXACT_DIAMETER = 400
 """Atoms up to which all pairs are measured; beyond, twice the largest radius."""
@@ -108,9 +111,7 @@ def wave_set(
         found = _wire(periodic, points, rule)
     elif len(points) <= rule.max_pair_nodes:
         nothing = np.zeros((0, 3), np.int32), np.zeros((0, 3)), np.zeros(0), np.zeros(0)
-        return WaveSet(
-            *nothing, num_radial(rule.k_cutoff, rule.width, diameter(points, rule))
-        )
+        return WaveSet(*nothing, _num_radial(rule, diameter(points, rule)))
     else:
         found = _molecule(points, rule)
     _check_number(len(found.nodes), rule)
@@ -143,13 +144,14 @@ def _slab(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
     reach = float(np.ptp(points @ (normal / np.linalg.norm(normal))))
     indices, lengths = _half_lattice(periodic, rule)
     up = (0.0, 0.0, 1.0)
-    x, w = gauss_legendre(num_radial(rule.k_cutoff, rule.width, reach))
+    x, w = gauss_legendre(_num_radial(rule, reach))
+    counts = num_stretched(rule.k_cutoff, rule.width, reach, lengths, symmetric=True)
+    _check_number(1 + len(x) + int(counts.sum()), rule)
     # The first stands for k = 0 of the channels that need it there (`kspace.channels`).
     parts = [
         _part([(0, 0, 0)], up, 0.0, 2.0),
         _part(np.zeros((len(x), 3)), up, (x + 1) / 2, w),
     ]
-    counts = num_stretched(rule.k_cutoff, rule.width, reach, lengths, symmetric=True)
     for index, count in zip(indices, counts, strict=True):
         x, w = gauss_legendre(int(count))
         parts.append(_part(np.tile(index, (len(x), 1)), up, x, 2 * w))
@@ -161,11 +163,13 @@ def _wire(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
     reach = diameter(points - np.outer(points @ axis, axis), rule)
     indices, lengths = _half_lattice(periodic, rule)
     cutoff, parts = rule.k_cutoff, []
-    x, w = gauss_legendre(num_radial(cutoff, rule.width, reach))
+    x, w = gauss_legendre(_num_radial(rule, reach))
+    counts = num_stretched(cutoff, rule.width, reach, lengths, symmetric=False)
+    # Circles have at least four vectors.
+    _check_number(4 * int(counts.sum()), rule)
     for node, weight in zip((x + 1) / 2, w / 2, strict=True):
         circle = half_circle(num_angular(cutoff * node * reach))
         parts.append(_ring((0, 0, 0), circle, node, 2 * weight * np.pi / len(circle)))
-    counts = num_stretched(cutoff, rule.width, reach, lengths, symmetric=False)
     for index, length, count in zip(indices, lengths, counts, strict=True):
         x, w = gauss_legendre(int(count))
         limit = np.arccosh(max(cutoff / length, 1.0))
@@ -178,7 +182,7 @@ def _wire(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
 
 def _molecule(points: np.ndarray, rule: WaveRule) -> WaveSet:
     reach = diameter(points, rule)
-    x, w = gauss_legendre(num_radial(rule.k_cutoff, rule.width, reach))
+    x, w = gauss_legendre(_num_radial(rule, reach))
     degrees = [num_angular(rule.k_cutoff * (node + 1) / 2 * reach) for node in x]
     _check_number(sum((degree + 1) ** 2 // 4 for degree in degrees), rule)
     parts = []
@@ -186,6 +190,22 @@ def _molecule(points: np.ndarray, rule: WaveRule) -> WaveSet:
         sphere, areas = half_sphere(degree)
         parts.append(_part(np.zeros((len(areas), 3)), sphere, node, 2 * weight * areas))
     return _joined(parts, (2 * np.pi) ** 3)
+
+
+def _num_radial(rule: WaveRule, reach: float) -> int:
+    """Nodes of the integral over |k|, which are too many for absurd sizes only.
+
+    Raises:
+        InputError: With the extent, since no number of wave vectors says what is wrong.
+    """
+    num = num_radial(rule.k_cutoff, rule.width, reach)
+    if num > _MAX_RADIAL:
+        raise InputError(
+            f"extends over {reach:.4g} Å and needs {num} radial nodes for ewald.k_cutoff = "
+            f"{rule.k_cutoff}, expected at most {_MAX_RADIAL}; lower ewald.k_cutoff, or split "
+            "the structure"
+        )
+    return num
 
 
 def _part(indices, directions, nodes, weights) -> WaveSet:

@@ -63,10 +63,8 @@ class EwaldFilter(nn.Module):
             return LowRank(down)
         if channels:
             # Without amplitude at first: only what the data ask for reaches far.
-            import os
-
-            amplitudes = nn.initializers.normal(float(os.environ.get("AMP", "0")))
-            rows = self.param("channels", amplitudes, (len(channels), rank))
+            zeros = nn.initializers.zeros_init()
+            rows = self.param("channels", zeros, (len(channels), rank))
             down = jnp.concatenate([down, rows])
         down = down.astype(kspace.basis.dtype)
         kernel = None if kspace.pairs is None else _kernel(kspace.pairs, down)
@@ -155,7 +153,8 @@ def _kernel(pairs: PairSpace, down: Array) -> Array:
     kernel = ks.pair_kernel
     if pairs.square.size * pairs.k_square.size > _LARGE_TABLE:
         kernel = jax.checkpoint(kernel)
-    low_rank = pairs.basis @ down
+    # Far from each other atoms see sums of many terms with alternating signs.
+    low_rank = jnp.matmul(pairs.basis, down, precision=jax.lax.Precision.HIGHEST)
     values = kernel(pairs.square, pairs.k_square, low_rank)
     of_itself = jnp.sum(low_rank, axis=0, keepdims=True)  # at distance 0
     return ops.gather(jnp.concatenate([values, of_itself]), pairs.index)

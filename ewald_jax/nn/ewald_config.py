@@ -29,6 +29,9 @@ _DEFAULTS = {
 class EwaldConfig:
     """Settings of Ewald message passing.
 
+    Defaults that depend on the scheme are filled in when the settings are made; to change the
+    scheme of finished ones, give their numbers too.
+
     Attributes:
         scheme: "radial", one radial filter for molecules, wires, slabs and crystals, with all
             symmetries; "lattice", the paper's periodic one: a free filter per

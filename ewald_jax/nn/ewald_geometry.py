@@ -137,12 +137,13 @@ def _radial(
     graph, nodes = batch.graph, jnp.asarray(waves.pair_index)
     positions = graph.nodes["positions"]
     between = positions[waves.senders] - positions[waves.receivers]
-    flat = jnp.full(positions.shape[0], nodes.size).at[nodes.reshape(-1)]
+    node_slot = jnp.full(positions.shape[0], nodes.size).at[nodes.reshape(-1)]
+    node_slot = node_slot.set(jnp.arange(nodes.size), mode="drop")
     pairs = PairSpace(
         jnp.sum(between**2, axis=-1),
         pair_places(graph, nodes, len(between)),
         nodes,
-        flat.set(jnp.arange(nodes.size), mode="drop"),
+        node_slot,
         (k_cutoff * x) ** 2,
         in_pairs,
     )
