@@ -190,13 +190,18 @@ def test_padded_batch_without_edges():
 # -- budgets ---------------------------------------------------------------------------------
 
 
+NO_WAVES = {"n_kvecs": 0, "n_pairs": 0, "n_quad": 0}
+WAVES = st.sampled_from([(0, 0, 0), (700, 0, 0), (0, 4000, 30), (700, 4000, 30)])
+
+
 @st.composite
 def sizes_of_sets(draw):
-    """Sizes of up to 40 structures; far edges or none."""
+    """Sizes of up to 40 structures; far edges, wave vectors or none."""
     count, far = draw(st.integers(1, 40)), draw(st.sampled_from([0, 2000]))
+    waves = dict(zip(("n_kvecs", "n_pairs", "n_quad"), draw(WAVES), strict=True))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    limits = Sizes(n_node=90, n_edge=900, n_far=far, in_slots=30, out_slots=50)
-    lowest = Sizes(n_node=1, n_edge=0, n_far=0, in_slots=1, out_slots=1)
+    limits = Sizes(n_node=90, n_edge=900, n_far=far, in_slots=30, out_slots=50, **waves)
+    lowest = Sizes(n_node=1, n_edge=0, n_far=0, in_slots=1, out_slots=1, **NO_WAVES)
     return Sizes(
         *(rng.integers(a, b + 1, count) for a, b in zip(lowest, limits, strict=True))
     )
@@ -217,7 +222,8 @@ def test_budgets_hold_every_batch(sizes, batch_size, max_buckets, triplets, seed
     for budget in budgets:
         assert (budget.n_far > 0) == sizes.n_far.any() or budget != budgets[-1]
         assert budget.n_far % 64 == budget.in_slots % 4 == budget.out_slots % 4 == 0
-        assert budget[-2:] == budgets[0][-2:] and (budget.in_slots > 0) == triplets
+        assert (budget.in_slots > 0) == (budget.out_slots > 0) == triplets
+        assert (budget.pair_rows > 0) == sizes.n_quad.any()
     rng = np.random.default_rng(seed)
     size = min(batch_size, len(sizes.n_node))
     draws = [
@@ -238,7 +244,7 @@ def test_budgets_hold_every_batch(sizes, batch_size, max_buckets, triplets, seed
 
 def test_typical_batches_take_smaller_budgets():
     n_node, few = np.array([10] * 99 + [500]), np.ones(100, int)
-    sizes = Sizes(n_node, 10 * n_node, 0 * few, few, few)
+    sizes = Sizes(n_node, 10 * n_node, 0 * few, few, few, 0 * few, 0 * few, 0 * few)
     budgets = budgets_from_sizes(sizes, batch_size=8)
     assert len(budgets) > 1
     assert choose_budget(budgets, sizes.take(np.arange(8))).n_node < 100
@@ -249,12 +255,12 @@ def test_typical_batches_take_smaller_budgets():
 
 
 def test_budgets_refuse_nonsense():
-    nothing = Sizes(*5 * [np.array([])])
+    nothing = Sizes(*8 * [np.array([])])
     with pytest.raises(InputError, match="the data set is empty"):
         budgets_from_sizes(nothing, 4)
     for batch_size, buckets in ((0, 4), (4, 0)):
         with pytest.raises(InputError, match="must be at least 1"):
-            budgets_from_sizes(Sizes(*5 * [np.array([3])]), batch_size, buckets)
+            budgets_from_sizes(Sizes(*8 * [np.array([3])]), batch_size, buckets)
 
 
 # -- far edges and triplets ------------------------------------------------------------------
@@ -266,7 +272,7 @@ def test_sizes_are_counted():
     structures = three_structures(EVERYTHING)
     sizes = sizes_of(structures)
     assert sizes.n_node.tolist() == [9, 1, 8]
-    for row, (graph, far) in enumerate(structures):
+    for row, (graph, far, _) in enumerate(structures):
         assert sizes.n_edge[row] == len(graph.senders) and sizes.n_far[row] == len(far[0])
         into, out = np.zeros((2, 9), int)
         for sender, receiver in zip(graph.senders, graph.receivers, strict=True):
@@ -282,7 +288,7 @@ def test_far_edges_are_joined_and_padded():
     plain = batch_graphs(structures).far_edges
     firsts, total = [0, 9, 10], sum(len(s.far_edges.senders) for s in structures)
     start = 0
-    for first, (_, far) in zip(firsts, structures, strict=True):
+    for first, (_, far, _) in zip(firsts, structures, strict=True):
         part = slice(start, start + len(far.senders))
         np.testing.assert_array_equal(plain.senders[part], far.senders + first)
         np.testing.assert_array_equal(plain.receivers[part], far.receivers + first)

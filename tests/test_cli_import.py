@@ -176,7 +176,9 @@ def test_a_config_that_is_not_there_or_broken(file, tmp_path):
 def test_a_config_for_another_model(tmp_path):
     content = file_content(SCHNET)
     content["config"] = file_content(PAINN)["config"]
-    assert "which every painn has" in refuse_file(tmp_path, content)
+    assert "those of schnet, but the config is one of painn" in refuse_file(
+        tmp_path, content
+    )
     content["config"] = file_content("model_schnet_ewald_pbc")["config"]
     assert "down.linear.weight" in refuse_file(tmp_path, content)
     content["config"]["model"] = "forcenet"

@@ -172,7 +172,7 @@ def test_files_compose_from_left_to_right(files):
     assert config.data.name == "dimers"
     assert (type(config.model), config.model.hidden_channels) == (SchNet, 8)
     assert config.model.cutoff == 4.0
-    assert config.model.ewald == EwaldConfig(k_cutoff=0.4, bottleneck=4)
+    assert config.model.ewald == EwaldConfig(scheme="voxel", k_cutoff=0.4, bottleneck=4)
     assert config.optim.lr == 3e-4
     assert config.optim.milestones == (10, 20)
     assert config.train.epochs == 7

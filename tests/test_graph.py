@@ -178,7 +178,7 @@ def test_graph_holds_the_structure(dtype, crystal):
 
 def test_structure_has_the_edges_of_its_neighborhood(crystal):
     wide = Neighborhood(5.0, 8, symmetric=True, far_cutoff=9.0, far_max_neighbors=40)
-    graph, far = structure_from_atoms(crystal, wide)
+    graph, far, _ = structure_from_atoms(crystal, wide)
     cell, pbc = crystal.cell.array, crystal.pbc
     expected = symmetrised(neighbor_list(crystal.positions, cell, pbc, 5.0, 8))
     np.testing.assert_array_equal(graph.senders, expected.senders)

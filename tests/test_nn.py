@@ -223,8 +223,11 @@ def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, k_cutoff, period
         shapes = list(intermediates(jax.make_jaxpr(function)(*arguments).jaxpr))
         assert len(shapes) > 50
         largest = max(shapes, key=np.prod)
-        # Nothing beyond cosines and sines, [nodes, 2 kvecs], and a small factor.
-        allowed = 4 * len(atoms) * max(4 * factors if in_pairs else 2 * factors, features)
+        # Nothing beyond cosines and sines, [nodes, 2 kvecs], and a small factor; of pairs one
+        # sinc for each node of the quadrature.
+        allowed = 4 * len(atoms) * max(2 * factors, features)
+        if in_pairs:
+            allowed = batch.waves.senders.size * batch.waves.quad_nodes.size
         assert np.prod(largest) <= allowed < limit, largest
 
 

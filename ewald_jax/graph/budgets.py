@@ -98,7 +98,9 @@ def budgets_from_sizes(
         budget = _rounded(*typical, size, triplets)
         if sizes.n_quad.any():
             rows = [_pair_rows(sizes.take(draw), budget.max_nodes) for draw in draws]
-            budget = budget._replace(pair_rows=math.ceil(np.quantile(rows, quantile)))
+            # Fewer slots may take more rows, but a smaller shape is smaller in everything.
+            rows = min(math.ceil(np.quantile(rows, quantile)), kept[0].pair_rows)
+            budget = budget._replace(pair_rows=rows)
         next_larger = kept[0]
         if any(
             getattr(budget, name) < _WORTH_IT * getattr(next_larger, name)

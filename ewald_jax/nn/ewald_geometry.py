@@ -165,9 +165,9 @@ def pair_places(
     """
     owner = ops.node_graph_index(graph)
     listed = jnp.zeros(owner.shape[0], bool).at[nodes.reshape(-1)].set(True, mode="drop")
-    first_node = jnp.cumsum(graph.n_node) - graph.n_node
+    n = jnp.asarray(graph.n_node)
+    first_node = jnp.cumsum(n) - n
     # Of each molecule, if its pairs are listed.
-    n = graph.n_node
     has_pairs = ops.gather(listed, jnp.where(n > 0, first_node, listed.shape[0]))
     count = jnp.where(has_pairs, n * (n - 1) // 2, 0)
     first_pair = jnp.cumsum(count) - count
