@@ -32,13 +32,9 @@ def energies(model: Any, params: PyTree, statistics: Any, structures: list) -> n
     """Total energies [n], eV."""
     import ewald_jax
 
-    out = []
-    for atoms in structures:
-        batch = ewald_jax.batch_from_atoms([atoms], model)
-        out.append(
-            ewald_jax.predict(model, params, batch, statistics, forces=False).energy[0]
-        )
-    return np.array(out)
+    batch = ewald_jax.batch_from_atoms(structures, model)
+    out = ewald_jax.predict(model, params, batch, statistics, forces=False)
+    return np.asarray(out.energy)[: len(structures)]
 
 
 def without_coulomb(model: Any, params: PyTree) -> tuple[Any, PyTree]:

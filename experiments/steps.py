@@ -36,7 +36,7 @@ def main() -> None:
     for forces in ("none", "l2"):
         for model in MODELS:
             name = f"steps_oe62_{model}" + ("" if forces == "none" else "_forces")
-            variants = (f"{model}_oe62_voxel", f"{model}_oe62_radial")
+            variants = (f"{model}_oe62_voxel", f"{model}_radial")
             measure(name, f"{model}_oe62", variants, (f"loss.forces={forces}",))
 
 

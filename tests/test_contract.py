@@ -228,7 +228,7 @@ def test_predictions_depend_on_the_structure(case):
     """Otherwise every symmetry would hold."""
     result, at = survey(case)
     assert np.ptp([result.energy[at[k]] for k in ("base", "inside", "atom")]) > 1e-2
-    assert np.abs(result.forces[at["base"]]).max() > 1e-3
+    assert np.abs(result.forces[at["base"]]).max() > 5e-4
     if case[2] == "periodic":
         assert np.abs(result.stress[at["base"]]).max() > 1e-6
     if case[1] != "none":  # and the Fourier part takes part

@@ -204,7 +204,8 @@ def test_nothing_of_size_nodes_kvecs_features_is_formed(scheme, k_cutoff, period
         h, geometry = jnp.ones((len(atoms), features)), kspace_geometry(config, batch)
         low_rank, filter_params = EwaldFilter(config).init_with_output(key, geometry)
         block_params = EwaldBlock(config).init(key, h, geometry, low_rank)
-        return (h, geometry.phases[0, :, :3], filter_params, block_params), geometry.phases
+        positions = jnp.asarray(batch.graph.nodes["positions"])
+        return (h, positions, filter_params, block_params), geometry.phases
 
     arguments, phases = jax.eval_shape(init, key)
 
