@@ -129,7 +129,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"data": data, "model": model, "variant": variant}
         row["seeds"] = len(group)
         for metric in ("energy_mae", "forces_mae"):
-            values = [r["metrics"]["test"][metric] for r in group]
+            values = [r["metrics"]["test"].get(metric, np.nan) for r in group]
             row[metric] = float(np.mean(values))
             row[f"{metric}_spread"] = (
                 float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -200,6 +200,8 @@ def _finished(path: Path, config: Config) -> dict[str, Any] | None:
 
 def _with_spread(row: Mapping[str, Any], metric: str) -> str:
     spread = row[f"{metric}_spread"]
+    if np.isnan(row[metric]):  # trained and tested on energies alone
+        return "-"
     text = f"{1e3 * row[metric]:.1f}"
     return text if spread is None else f"{text} ± {1e3 * spread:.1f}"
 
