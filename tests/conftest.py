@@ -81,6 +81,13 @@ def graph_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compilations():
+    """Of no use to other files, and thousands of them use up a process's memory maps."""
+    yield
+    jax.clear_caches()
+
+
 def _restoring(name, value):
     before = getattr(jax.config, name)
     jax.config.update(name, value)

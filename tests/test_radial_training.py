@@ -139,5 +139,5 @@ def test_packing():
     taken = np.zeros((packed_rows(sizes, 10), 10), int)
     for n, (row, slot) in zip(sizes, places, strict=True):
         taken[row, slot : slot + n] += 1
-    assert taken.max() == 1 and len(taken) == 3 and taken.sum() == sum(sizes)
+    assert taken.max() == 1 and len(taken) == 4 and taken.sum() == sum(sizes)
     assert packed_rows([], 10) == 0 and packed_rows([40], 10) == 1
