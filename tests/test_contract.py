@@ -447,7 +447,12 @@ def test_one_trace_in_a_loop_of_ones_own(case):
 # -- numbers ---------------------------------------------------------------------------------
 
 
-@every_case
+@pytest.mark.parametrize(
+    # Without a block, and with the atom-to-atom block, one kind of boundaries shows it.
+    "case",
+    [c for c in CASES if c[1] in EWALD or c[1:] == ("none", "open")],
+    ids="-".join,
+)
 def test_force_loss_has_finite_derivatives(case, debug_nans, monkeypatch):
     """Second derivatives on a padded batch with one atom, isolated atoms, a linear molecule."""
     name, scheme, boundary = case
@@ -484,7 +489,9 @@ def test_float32_agrees_and_stays_float32(case):
         single.energy.dtype == single.forces[0].dtype == single.stress.dtype == np.float32
     )
     scale = np.abs(result.energy).max()
+    # Forces are differences of energies per Å, and can be small among large ones.
+    largest = max(np.abs(result.forces[at["base"]]).max(), 0.1 * scale)
     for n, key in enumerate(keys):
         assert abs(single.energy[n] - result.energy[at[key]]) < 1e-5 * scale
         difference = np.abs(single.forces[n] - result.forces[at[key]]).max()
-        assert difference < 3e-5 * np.abs(result.forces[at["base"]]).max()
+        assert difference < 3e-5 * largest
