@@ -86,7 +86,7 @@ def test_demo_ends_with_a_table_and_a_picture(scripts, tmp_path, capsys):
     _, demo, _ = scripts
     demo.main(list(TINY), output=tmp_path)
     out = capsys.readouterr().out
-    assert "baseline" in out and "voxel" in out and "dimers_far" in out
+    assert "baseline" in out and "radial" in out and "dimers_far" in out
     assert (tmp_path / "binding_curves.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads(
         (tmp_path / "dimers-schnet_small-voxel-seed0/result.json").read_text()
