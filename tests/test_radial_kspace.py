@@ -48,7 +48,7 @@ def radial_message(h, positions, cell, pbc, weights, rule=RULE, channels=()):
         between = positions[:, None] - positions[None]
         square = jnp.sum(between**2, axis=-1)
         kernel = kspace.pair_kernel(square, (rule.k_cutoff * jnp.asarray(x)) ** 2, phi)
-        return kspace.pair_message(h, kernel, jnp.eye(weights.shape[1]))
+        return kspace.pair_message(h, kernel)
     boundary = kspace.boundary_cell(cell, pbc)
     vectors = kspace.wave_vectors(*found[:4], boundary, pbc, rule.k_cutoff)
     basis = kspace.channel_basis(vectors.square / rule.k_cutoff**2, NUM_RBF, channels)
@@ -435,7 +435,7 @@ def fixed_message(inputs, found, positions, cell, pbc):
         kernel = kspace.pair_kernel(
             square, (K_CUTOFF * x) ** 2, basis * w[:, None] @ weights
         )
-        return kspace.pair_message(h, kernel, jnp.eye(2))
+        return kspace.pair_message(h, kernel)
     boundary = kspace.boundary_cell(cell, pbc)
     vectors = kspace.wave_vectors(*found[:4], boundary, pbc, K_CUTOFF)
     basis = kspace.channel_basis(vectors.square / K_CUTOFF**2, NUM_RBF, inputs.channels)

@@ -8,9 +8,9 @@ Without a cell the sum over wave vectors is an integral, and its angular part is
 
 This is the limit of the periodic sum for a large cell, exactly: rotations, reflections and
 far-apart fragments come out right because nothing but distances enters. The integral is a
-Gauss-Legendre sum over few nodes k_q, and for filters of rank d the kernel is a table
-[nodes, nodes, d], made from one sinc for each pair i < j and node of the sum; nothing of size
-nodes x nodes x features is formed.
+Gauss-Legendre sum over few nodes k_q, and for few filters, each shared by many features, the
+kernel is a table [nodes, nodes, filters], made from one sinc for each pair i < j and node of
+the sum; nothing of size nodes x nodes x features is formed.
 """
 
 from collections.abc import Callable
@@ -60,24 +60,23 @@ def pair_kernel(
 
 
 def pair_message(
-    h: Float[Array, "nodes feat"],
-    kernel: Float[Array, "nodes nodes rank"],
-    up: Float[Array, "rank feat"],
+    h: Float[Array, "nodes feat"], kernel: Float[Array, "nodes nodes heads"]
 ) -> Float[Array, "nodes feat"]:
-    """M_i = sum over j and b of K_b(r_ij) up_b h_j.
+    """M_i = sum over j of K(r_ij) h_j, with one kernel for each head of features.
 
     Args:
-        h: Node features; zero rows for masked nodes.
+        h: Node features; zero rows for masked nodes. Heads are equal parts of the features, in
+            order; the last ones are smaller, or empty, where they do not divide evenly.
         kernel: From `pair_kernel`.
-        up: What makes the filters of the features from those of the kernel.
 
     Returns:
         The message.
     """
-    nodes, rank = h.shape[0], up.shape[0]
-    spread = (up[:, None, :] * h[None, :, :]).reshape(rank * nodes, -1)
-    table = jnp.swapaxes(kernel, 1, 2).reshape(nodes, rank * nodes)
-    return table @ spread
+    nodes, features = h.shape
+    heads = kernel.shape[-1]
+    h = jnp.pad(h, ((0, 0), (0, -features % heads))).reshape(nodes, heads, -1)
+    message = jnp.einsum("ijb,jbf->ibf", kernel, h)
+    return message.reshape(nodes, -1)[:, :features]
 
 
 def open_message(

@@ -28,7 +28,7 @@ _LARGE_TABLE = 2**22
 
 
 class LowRank(NamedTuple):
-    """A learned basis of `bottleneck` filters.
+    """`bottleneck` learned filters.
 
     Attributes:
         waves: Their values at the wave vectors, [kvecs, bottleneck]; for the `radial` scheme
@@ -42,7 +42,12 @@ class LowRank(NamedTuple):
 
 
 class EwaldFilter(nn.Module):
-    """The shared half of the filters: a learned basis of `bottleneck` functions of k.
+    """What the blocks of a model share: `bottleneck` learned functions of k.
+
+    In the paper's schemes they are a basis, of which each block makes a filter for each
+    feature. In the `radial` scheme they are the filters themselves, each for its head of the
+    features: what a basis of them would do, the dense layers around the sum do as well, and a
+    sum over pairs costs as much for many heads as for one.
 
     Attributes:
         config: Settings.
@@ -52,7 +57,7 @@ class EwaldFilter(nn.Module):
 
     @nn.compact
     def __call__(self, kspace: KSpace) -> LowRank:
-        """Returns the low-rank basis at the wave vectors of the batch."""
+        """Returns the filters at the wave vectors of the batch."""
         num_kvecs = kspace.phases.shape[-1] // 2
         size = num_kvecs if kspace.basis is None else kspace.basis.shape[-1]
         rank, channels = self.config.bottleneck, self.config.channels
@@ -101,9 +106,14 @@ class EwaldBlock(nn.Module):
             What the network adds to its own message; zero-padded like `h`.
         """
         features = h.shape[-1]
-        up = self.param("up", he_orthogonal, (self.config.bottleneck, features))
         sent = ResidualLayer(name="pre_residual")(h)
-        update = _message(self.config, sent, kspace, low_rank, up)
+        if self.config.scheme == "radial":
+            update = _message_of_heads(self.config, sent, kspace, low_rank)
+        else:
+            up = self.param("up", he_orthogonal, (self.config.bottleneck, features))
+            # Weights stored in float32 lose nothing in float64.
+            filter = low_rank.waves.astype(h.dtype) @ up.astype(h.dtype)
+            update = _message(self.config, sent, kspace, filter)
         if self.scaled:
             mask = jnp.zeros(h.shape[0], bool).at[kspace.dense_index].set(True, mode="drop")
             update = ScaleFactor(name="scale_sum")(update, h, mask)
@@ -141,11 +151,15 @@ class EwaldVectorBlock(nn.Module):
             What the network adds to them.
         """
         nodes, _, features = v.shape
-        up = self.param("up", he_orthogonal, (self.config.bottleneck, features))
-        flat = v.reshape(nodes, 3 * features)
-        up = jnp.tile(up, (1, 3))
-        message = _message(self.config, flat, kspace, low_rank, up)
-        return LinearMap(features, name="update")(message.reshape(v.shape))
+        # A feature and all its components belong to one head.
+        heads = self.config.bottleneck
+        padded = jnp.pad(v, ((0, 0), (0, 0), (0, -features % heads)))
+        sent = jnp.swapaxes(padded.reshape(nodes, 3, heads, -1), 1, 2)
+        message = _message_of_heads(self.config, sent.reshape(nodes, -1), kspace, low_rank)
+        message = jnp.swapaxes(message.reshape(nodes, heads, 3, -1), 1, 2)
+        return LinearMap(features, name="update")(
+            message.reshape(nodes, 3, -1)[:, :, :features]
+        )
 
 
 def _kernel(pairs: PairSpace, down: Array) -> Array:
@@ -161,23 +175,29 @@ def _kernel(pairs: PairSpace, down: Array) -> Array:
 
 
 def _message(
-    config: EwaldConfig, h: Array, kspace: KSpace, low_rank: LowRank, up: Array
+    config: EwaldConfig, h: Array, kspace: KSpace, filter: Array
 ) -> Float[Array, "nodes feat"]:
-    """The message of filters ``low_rank @ up``, in the layout of the nodes."""
-    # Weights stored in float32 lose nothing in float64.
-    up = up.astype(h.dtype)
+    """The message of filters [kvecs, feat], or of one such table for each row of slots."""
+    axes = (0, 0, 0 if filter.ndim == 3 else None, None)
+    dense = jax.vmap(ks.message_from_phases, axes)(
+        ops.to_dense(h, kspace.dense_index), kspace.phases, filter, config.prefactor
+    )
+    return ops.from_dense(dense, kspace.node_slot)
+
+
+def _message_of_heads(
+    config: EwaldConfig, h: Array, kspace: KSpace, low_rank: LowRank
+) -> Float[Array, "nodes feat"]:
+    """The message of one filter for each head of the features, see `kspace.pair_message`."""
     message = jnp.zeros_like(h)
     if kspace.phases.shape[-1] > 0:
-        filter = low_rank.waves.astype(h.dtype) @ up  # [kvecs, feat], or one for each row
-        axes = (0, 0, 0 if filter.ndim == 3 else None, None)
-        dense = jax.vmap(ks.message_from_phases, axes)(
-            ops.to_dense(h, kspace.dense_index), kspace.phases, filter, config.prefactor
-        )
-        message += ops.from_dense(dense, kspace.node_slot)
+        waves = low_rank.waves.astype(h.dtype)
+        size = -(-h.shape[1] // waves.shape[-1])
+        filter = jnp.repeat(waves, size, axis=-1)[..., : h.shape[1]]
+        message += _message(config, h, kspace, filter)
     if low_rank.kernel is not None:
         pairs = kspace.pairs
-        dense = jax.vmap(ks.pair_message, (0, 0, None))(
-            ops.to_dense(h, pairs.nodes), low_rank.kernel, up
-        )
+        dense = ops.to_dense(h, pairs.nodes)
+        dense = jax.vmap(ks.pair_message)(dense, low_rank.kernel)
         message += config.prefactor * ops.from_dense(dense, pairs.node_slot)
     return message

@@ -20,7 +20,7 @@ SCHEMES = ("lattice", "voxel", "radial")
 _DEFAULTS = {
     "lattice": {"k_cutoff": 0.6, "num_k_rbf": 128, "prefactor": PAPER_PREFACTOR},
     "voxel": {"k_cutoff": 0.6, "num_k_rbf": 128, "prefactor": PAPER_PREFACTOR},
-    "radial": {"k_cutoff": 1.5, "num_k_rbf": 8, "prefactor": 1.0},
+    "radial": {"k_cutoff": 2.0, "num_k_rbf": 8, "prefactor": 1.0},
 }
 """Fields that are None until the scheme is known."""
 
@@ -38,13 +38,13 @@ class EwaldConfig:
             reciprocal-lattice index; "voxel", the paper's aperiodic one: a radial filter on a
             cubic grid in the molecule's principal axes.
         num_k: lattice: largest index (n_x, n_y, n_z) along each reciprocal lattice vector.
-        k_cutoff: radial, voxel: largest |k|, 1/Å; None is 1.5 for radial, 0.6 for voxel.
+        k_cutoff: radial, voxel: largest |k|, 1/Å; None is 2 for radial, 0.6 for voxel.
         delta_k: voxel: grid spacing, 1/Å.
         num_k_rbf: radial, voxel: Gaussians of the radial filter basis; None is 8 for radial,
             128 for voxel.
         channels: radial: physical asymptotics beside the Gaussians, see `kspace.channels`.
         equivariant: radial: also send the vector features of models that have them.
-        bottleneck: Rank of the filters.
+        bottleneck: Rank of the filters; radial: number of filters, each for its head of the features.
         num_hidden: Residual layers of the update network.
         sinc: voxel: form of the damping; "normalized" only for weights of the reference.
         float32_prune: voxel: prune the grid as the reference does.
