@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +60,11 @@ class Cell:
 
 
 def run_cell(
-    cell: Cell, folder: Path, overrides: Sequence[str] = (), progress: bool = True
+    cell: Cell,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains one cell, or reads what it gave before.
 
@@ -69,6 +73,7 @@ def run_cell(
         folder: Of the study.
         overrides: ``key=value`` for every cell.
         progress: Show it.
+        also: Names of more data configs whose test split is measured.
 
     Returns:
         Plain values: the cell, test metrics, parameters, times, config, machine.
@@ -90,9 +95,12 @@ def run_cell(
     result = run_training(config, directory, resume=True, progress=progress)
     if result.interrupted:
         raise KeyboardInterrupt
+    metrics = dict(result.metrics)
+    for name in also:
+        metrics[name] = tested_on(name, directory)
     values = {
         **dataclasses.asdict(cell),
-        "metrics": result.metrics,
+        "metrics": metrics,
         "parameters": count_parameters(result.params),
         "steps": result.step,
         "seconds_per_step": result.seconds_per_step,
@@ -105,14 +113,19 @@ def run_cell(
     return values
 
 
-def run_study(
-    cells: Iterable[Cell],
-    folder: Path,
-    overrides: Sequence[str] = (),
-    progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Runs cells one after the other; see `run_cell`."""
-    return [run_cell(cell, folder, overrides, progress) for cell in cells]
+def tested_on(name: str, directory: Path) -> dict[str, float]:
+    """Metrics of a trained cell on the test split of another data config."""
+    from ewald_jax.cli.sources import structures_of
+    from ewald_jax.config import load_section
+    from ewald_jax.data import load_dataset
+    from ewald_jax.models import neighborhood
+    from ewald_jax.train import evaluate, load_checkpoint
+
+    model, params, _, statistics = load_checkpoint(directory)
+    config = load_section(CONFIGS / "data" / f"{name}.yaml", "data")
+    dataset = load_dataset(config, neighborhood(model), progress=False)
+    indices = structures_of(dataset, config, "test")
+    return evaluate(model, params, dataset, indices, statistics=statistics)
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -122,14 +135,16 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for result in results:
-        key = (result["data"], result["model"], result["variant"])
-        groups.setdefault(key, []).append(result)
+        for name in ("test", *_tested_too(result)):
+            data = result["data"] if name == "test" else name
+            test = {**result, "test": result["metrics"][name]}
+            groups.setdefault((data, result["model"], result["variant"]), []).append(test)
     rows, first = [], {}
-    for (data, model, variant), group in groups.items():
+    for (data, model, variant), group in sorted(groups.items(), key=_place(groups)):
         row: dict[str, Any] = {"data": data, "model": model, "variant": variant}
         row["seeds"] = len(group)
         for metric in ("energy_mae", "forces_mae"):
-            values = [r["metrics"]["test"].get(metric, np.nan) for r in group]
+            values = [r["test"].get(metric, np.nan) for r in group]
             row[metric] = float(np.mean(values))
             row[f"{metric}_spread"] = (
                 float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -142,6 +157,18 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row["ms_per_step"] = 1e3 * min(r["seconds_per_step"] or np.inf for r in group)
         rows.append(row)
     return rows
+
+
+def _tested_too(result: Mapping[str, Any]) -> list[str]:
+    """Data sets of `tested_on` among the metrics, which have the names of configs."""
+    return [name for name in result["metrics"] if (CONFIGS / f"data/{name}.yaml").exists()]
+
+
+def _place(groups: Iterable[tuple[str, str, str]]) -> Callable[[tuple], tuple[int, int]]:
+    """Sorts items by data set and model, each in the order of their first appearance."""
+    order = list(groups)
+    sets = list(dict.fromkeys(key[:2] for key in order))
+    return lambda item: (sets.index(item[0][:2]), order.index(item[0]))
 
 
 COLUMNS = (
@@ -215,6 +242,10 @@ def main(
     model: Annotated[str, typer.Option(help="Model config.")] = "schnet_small",
     variant: Annotated[list[str], typer.Option(help="Variants.")] = ("baseline", "voxel"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...")] = 3,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="More data configs, whose test split is measured."),
+    ] = None,
     name: Annotated[str, typer.Option(help="Of the study.")] = "study",
     output: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Where results go.")] = HERE / "results",
@@ -225,7 +256,7 @@ def main(
     file.parent.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []
     for cell in cells:
-        done.append(run_cell(cell, folder, overrides or ()))
+        done.append(run_cell(cell, folder, overrides or (), also=also or ()))
         write_json(file, {"overrides": overrides or [], "cells": done})
     order = {cell.name: place for place, cell in enumerate(_by_data(cells))}
     done.sort(

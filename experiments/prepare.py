@@ -4,18 +4,19 @@
 
 FOLDER holds ``sapt10k/dimers.extxyz.xz`` (8,948 dimers with SAPT interaction energies, as
 shipped with general-molecular-simulations/so3lr, MIT) and ``oc20_s2ef/{train,val_id}`` (frames
-of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0). Written are
-``runs/data/sapt10k.extxyz`` and ``runs/data/oc20_frames.extxyz``: of OC20 every STRIDE-th frame
+of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0). Written into ``runs/data`` are
+``sapt10k_{train,val,test}.extxyz``, split by a seed, ``sapt10k_charged.extxyz`` with those test
+dimers that have a charged monomer, and ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame
 with the energy less the reference of its system, and the system's name to split by.
 """
 
 import io
 import lzma
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import ase.io
+import numpy as np
 import typer
 
 from ewald_jax.cli.common import command, note
@@ -25,10 +26,18 @@ SAPT = "sapt10k/dimers.extxyz.xz"
 OC20 = ("oc20_s2ef/train", "oc20_s2ef/val_id")
 
 
-def write_sapt10k(source: Path, target: Path) -> None:
-    """Unpacks the dimers, as they are."""
-    with lzma.open(source, "rb") as packed, open(target, "wb") as file:
-        shutil.copyfileobj(packed, file)
+def write_sapt10k(source: Path, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Splits the dimers by a seed; returns the number of each file."""
+    with lzma.open(source, "rt") as text:
+        frames = ase.io.read(io.StringIO(text.read()), ":", format="extxyz")
+    order = np.random.default_rng(seed).permutation(len(frames))
+    test, val = order[:1000], order[1000:1500]
+    charged = [i for i in test if frames[i].info["charge_a"] or frames[i].info["charge_b"]]
+    parts = {"train": order[1500:], "val": val, "test": test, "charged": charged}
+    for name, indices in parts.items():
+        chosen = [frames[i] for i in indices]
+        ase.io.write(folder / f"sapt10k_{name}.extxyz", chosen, format="extxyz")
+    return {name: len(indices) for name, indices in parts.items()}
 
 
 def oc20_frames(folder: Path, stride: int) -> list[ase.Atoms]:
@@ -66,15 +75,15 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the files go.")] = Path("runs/data"),
     stride: Annotated[int, typer.Option(min=1, help="Of OC20, every so many frames.")] = 4,
 ) -> None:
-    """Write both files."""
+    """Write the files of both."""
     for path in (SAPT, *OC20):
         if not (folder / path).exists():
             raise InputError(f"{folder / path} is not there; see the top of this script")
     output.mkdir(parents=True, exist_ok=True)
-    write_sapt10k(folder / SAPT, output / "sapt10k.extxyz")
+    sizes = write_sapt10k(folder / SAPT, output)
     frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
     ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
-    note(f"{output}/sapt10k.extxyz and oc20_frames.extxyz with {len(frames)} frames")
+    note(f"in {output}: sapt10k {sizes}, oc20_frames {len(frames)}")
 
 
 if __name__ == "__main__":

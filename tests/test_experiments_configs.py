@@ -24,7 +24,7 @@ DATA, MODELS, VARIANTS = (
     sorted((CONFIGS / folder).glob("*.yaml")) for folder in ("data", "model", "variant")
 )
 # Data sets that the repository does not have (experiments/prepare.py writes their files).
-ELSEWHERE = [path for path in DATA if "\n  path: runs/data/" in path.read_text()]
+ELSEWHERE = [path for path in DATA if ": runs/data/" in path.read_text()]
 DATA = [path for path in DATA if path not in ELSEWHERE]
 # Models of the paper's own data sets, which are not in the repository: a sample set with the
 # same boundaries and labels stands in for them.
