@@ -44,7 +44,7 @@ class EwaldConfig:
             128 for voxel.
         channels: radial: physical asymptotics beside the Gaussians, see `kspace.channels`.
         equivariant: radial: also send the vector features of models that have them.
-        bottleneck: Rank of the filters; radial: their number, each for its part of the features.
+        bottleneck: Rank of the filters; radial: their number, each for a part of the features.
         num_hidden: Residual layers of the update network.
         sinc: voxel: form of the damping; "normalized" only for weights of the reference.
         float32_prune: voxel: prune the grid as the reference does.
