@@ -7,6 +7,8 @@ host devices so that data parallelism is tested without an accelerator. Warnings
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import ase
@@ -16,6 +18,18 @@ import jax
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms
+
+# Half of the suite is XLA at compilation, and its older emitters take half the time of the new
+# ones. A flag that a later XLA does not know would end the process, so another one tries it;
+# workers find it set.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
+if "XLA_FLAGS" not in os.environ:
+    trial = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
+    if (
+        subprocess.run(trial, env=os.environ | {"XLA_FLAGS": QUICK}, check=False).returncode
+        == 0
+    ):
+        os.environ["XLA_FLAGS"] = QUICK
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
