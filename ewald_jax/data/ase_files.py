@@ -51,7 +51,7 @@ def read_extxyz(path: Path) -> Iterator[ase.Atoms]:
     """Structures of an extended xyz file, plain or compressed by xz or gzip."""
     opener = COMPRESSED.get(path.suffix.lower(), open)
     with opener(path, "rt", encoding="utf-8") as stream:
-        yield from (_parse_frame(lines) for lines in _split_frames(stream))
+        yield from (parse_frame(lines) for lines in split_frames(stream))
 
 
 def read_trajectory(path: Path) -> Iterator[ase.Atoms]:
@@ -190,7 +190,7 @@ def _run(reader: Reader, path: Path) -> Iterator[ase.Atoms]:
     yield from reader.read(path)
 
 
-def _split_frames(stream: TextIO) -> Iterator[list[str]]:
+def split_frames(stream: TextIO) -> Iterator[list[str]]:
     """The lines of each frame: the number of atoms, the comment, one line per atom."""
     while header := stream.readline():
         if not header.strip():
@@ -235,7 +235,7 @@ def _check_last_number(rows: list[str]) -> None:
         )
 
 
-def _parse_frame(lines: list[str]) -> ase.Atoms:
+def parse_frame(lines: list[str]) -> ase.Atoms:
     """One frame; ASE does the parsing, one frame at a time so that an error has a place."""
     text = io.StringIO("".join(lines))
     try:

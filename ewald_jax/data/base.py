@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import ase_files, samples
+from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, samples
 from ewald_jax.data.ase_files import Reader, kind_of
 from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
@@ -21,6 +21,9 @@ from ewald_jax.typing import InputError
 
 READERS: dict[str, Reader] = {
     **ase_files.ASE_READERS,
+    "oc20_s2ef": oc20_s2ef.READER,
+    "oc20_lmdb": oc20_lmdb.READER,
+    "aselmdb": aselmdb.READER,
 }
 """Readers by the name that `DataConfig.kind` takes."""
 

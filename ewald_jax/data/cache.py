@@ -26,13 +26,13 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from ewald_jax.data.ase_files import Reader, check_file, iterate
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
-from ewald_jax.data.store import GraphStore, check_storable, open_store
+from ewald_jax.data.store import TAGS, GraphStore, check_storable, open_store
 from ewald_jax.data.store_writer import StoreWriter
 from ewald_jax.graph.build import structure_from_atoms
 from ewald_jax.graph.schema import Neighborhood, Structure
 from ewald_jax.typing import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it whenever an entry's arrays, or the graphs in them, change their meaning."""
 
 ENVIRONMENT = "EWALD_JAX_CACHE"
@@ -138,7 +138,8 @@ class _Graphs:
                     raise InputError(
                         f"{self._source}: structure {index} {error}"
                     ) from error
-                yield structure, structure_targets(atoms), metadata(atoms)
+                columns = structure_targets(atoms) | {TAGS: atoms.get_tags()}
+                yield structure, columns, metadata(atoms)
                 if self._progress:
                     bar.advance(task)
 

@@ -33,6 +33,7 @@ from ewald_jax.typing import InputError
 N_NODE, N_EDGE, SENDERS, RECEIVERS = "n_node", "n_edge", "senders", "receivers"
 IN_SLOTS, OUT_SLOTS, N_FAR = "in_slots", "out_slots", "n_far"
 FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS = "far_senders", "far_receivers", "far_shifts"
+TAGS = "tags"
 
 # name -> (what there is one row of, shape of a row, dtype on disk)
 LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
@@ -45,6 +46,7 @@ LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
     SPECIES: ("node", (), np.uint8),
     POSITIONS: ("node", (3,), np.float64),
     FREE: ("node", (), np.bool_),
+    TAGS: ("node", (), np.int32),
     SENDERS: ("edge", (), np.int32),
     RECEIVERS: ("edge", (), np.int32),
     SHIFTS: ("edge", (3,), np.int16),
@@ -70,12 +72,15 @@ class Sample(NamedTuple):
             [n] bool; labels that the data set does not have are absent.
         far_edges: The second set of edges, if the data set was made with one.
         waves: The wave vectors, if the data set's neighborhood asks for them.
+        tags: [n] ASE's tags, 0 where a file has none; in OC20 0 is below the surface, 1 the
+            surface, 2 the adsorbate.
     """
 
     graph: jraph.GraphsTuple
     targets: dict[str, np.ndarray]
     far_edges: Edges | None = None
     waves: WaveSet | None = None
+    tags: np.ndarray | None = None
 
     @property
     def structure(self) -> Structure:
@@ -178,7 +183,8 @@ class GraphStore:
         )
         where = {ENERGY: index, STRESS: index, FORCES: nodes}
         targets = {name: a[name][where[name]] for name in self.labels}
-        return Sample(graph, {**targets, FREE: a[FREE][nodes]}, self._far_edges(index))
+        targets[FREE] = a[FREE][nodes]
+        return Sample(graph, targets, self._far_edges(index), tags=a[TAGS][nodes])
 
     def _far_edges(self, index: int) -> Edges | None:
         if not self._has_far:
