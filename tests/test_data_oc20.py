@@ -29,8 +29,8 @@ from structures import REFERENCE
 from torch_files import Call, Named, floats, legacy_file, pickled, tensor
 
 from ewald_jax.data import READERS, DataConfig, aselmdb, load_dataset, split_dataset
-from ewald_jax.data.ase_files import iterate
 from ewald_jax.data.oc20_lmdb import _attributes, _loads, _structure
+from ewald_jax.data.reading import iterate
 from ewald_jax.typing import InputError
 
 LAYOUTS = (1, 2)
@@ -453,3 +453,47 @@ def test_a_compressed_row_cannot_take_much_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(aselmdb, "_MOST", 10_000)
     path = write_aselmdb(tmp_path / "x.aselmdb", [ROW | {"user": "a" * 100_000}])
     assert "expands to more than 10000 bytes" in refusal(path, "aselmdb")
+
+
+# -- broken structures left out ----------------------------------------------------------------
+
+
+def test_broken_structures_are_skipped_and_counted(tmp_path):
+    broken = {"force": np.full((9, 3), np.nan, np.float32)}
+    records = [record(s2ef(a), 2) for a in FRAMES]
+    records[0] = hostile()["builtins.eval"]
+    records[3] = record(s2ef(FRAMES[3]) | {k: as_tensor(v) for k, v in broken.items()}, 2)
+    path = write_lmdb(tmp_path / "x.lmdb", records)
+    settings = {"path": str(path), "on_error": "skip", "cache_dir": str(tmp_path / "c")}
+    for _ in range(2):  # built, then from the cache
+        dataset = load_dataset(DataConfig(**settings), 3.0)
+        assert dataset.energies.tolist() == [-0.25, -0.5, -1.0]
+        assert [s.split(": structure ")[1][:6] for s in dataset.skipped] == [
+            "0 asks",
+            "3: for",
+        ]
+        assert dataset.where(0).endswith("structure 1")
+        assert dataset.where(2).endswith("structure 4")
+    with pytest.raises(InputError, match="structure 0 asks to call"):
+        load_dataset(DataConfig(**settings | {"on_error": "raise"}), 3.0)
+
+
+def test_a_file_may_not_be_skipped_whole(tmp_path):
+    path = write_lmdb(tmp_path / "x.lmdb", [hostile()["builtins.eval"]] * 2)
+    for cache_dir in ("none", str(tmp_path / "c")):
+        config = DataConfig(path=str(path), on_error="skip", cache_dir=cache_dir)
+        with pytest.raises(
+            InputError, match="all 2 were skipped; the first: .* asks to call"
+        ):
+            load_dataset(config, 3.0)
+    assert not list((tmp_path / "c").glob("*"))
+
+
+def test_a_broken_frame_between_good_ones(tmp_path):
+    path = write_s2ef(tmp_path, 0, FRAMES[:3])
+    text = lzma.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    text[14] = text[14].replace("Cu", "Qq")
+    path.write_bytes(lzma.compress("".join(text).encode()))
+    dataset = load(path, "oc20_s2ef", on_error="skip")
+    assert dataset.energies.tolist() == [0.0, -0.5]
+    assert "structure 1 has an unknown element 'Qq'" in dataset.skipped[0]

@@ -18,8 +18,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data.ase_files import Reader
 from ewald_jax.data.lmdb_files import numbered_keys, open_lmdb
+from ewald_jax.data.reading import Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
@@ -29,7 +29,7 @@ _MOST = 256 * 2**20
 _RESULTS = ("energy", "forces", "stress")
 
 
-def read_aselmdb(path: Path) -> Iterator[ase.Atoms]:
+def read_aselmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Rows of an ASE database in an LMDB file, key-value pairs and scalar data as `info`.
 
     Yields:
@@ -43,7 +43,11 @@ def read_aselmdb(path: Path) -> Iterator[ase.Atoms]:
         keys = numbered_keys(transaction)
         _check_count(transaction, len(keys))
         for key in keys:
-            yield _structure(_decoded(bytes(transaction.get(b"%d" % key))))
+            yield attempt(_read, bytes(transaction.get(b"%d" % key)))
+
+
+def _read(raw: bytes) -> ase.Atoms:
+    return _structure(_decoded(raw))
 
 
 def _check_count(transaction: Any, count: int) -> None:

@@ -1,6 +1,6 @@
 """The config of a data set, and how its files become one.
 
-A new kind of file is one new module with a reader (see `ase_files.Reader`): a generator
+A new kind of file is one new module with a reader (see `reading.Reader`): a generator
 from a path to `ase.Atoms`, and one line in `READERS`.
 """
 
@@ -11,10 +11,11 @@ from pathlib import Path
 import ase
 
 from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, samples
-from ewald_jax.data.ase_files import Reader, kind_of
 from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
-from ewald_jax.data.labels import LABELS, LabelOptions, unit_factor
+from ewald_jax.data.file_units import unit_factor
+from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.reading import Reader, kind_of
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
@@ -50,6 +51,7 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
+        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so.
         split: ``random``, ``key``, or a split of the sample set; "" is the sample set's own
             or else ``random``. Not used with `train`.
         split_key: For ``key``: metadata key whose equal values stay together.
@@ -75,6 +77,7 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
+    on_error: str = "raise"
     split: str = ""
     split_key: str = ""
     split_seed: int = 0
@@ -108,6 +111,10 @@ class DataConfig:
             raise InputError(
                 f"data.labels has {min(unknown)!r}, expected some of {', '.join(LABELS)}"
             )
+        if self.on_error not in ("raise", "skip"):
+            raise InputError(
+                f"data.on_error is {self.on_error!r}, expected 'raise' or 'skip'"
+            )
         unit_factor(self.energy_unit, "energy")
         unit_factor(self.length_unit, "length")
         for role in ROLES:
@@ -131,6 +138,7 @@ class DataConfig:
             tuple(self.labels) or None,
             self.energy_unit,
             self.length_unit,
+            self.on_error,
         )
 
 

@@ -24,8 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from ewald_jax.data.ase_files import Reader, check_file, iterate
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
+from ewald_jax.data.reading import Reader, check_file, iterate
 from ewald_jax.data.store import TAGS, GraphStore, check_storable, open_store
 from ewald_jax.data.store_writer import StoreWriter
 from ewald_jax.graph.build import structure_from_atoms
@@ -86,8 +86,9 @@ def cached_store(
     neighborhood = Neighborhood.of(neighborhood)
     check_file(path)
     key = _key(path, reader, options, neighborhood)
-    frames = standardise(iterate(path, reader), path, options)
-    graphs = _Graphs(frames, str(path), neighborhood, progress)
+    skipped: dict[int, str] | None = {} if options.on_error == "skip" else None
+    frames = standardise(iterate(path, reader, skipped), path, options, skipped)
+    graphs = _Graphs(frames, str(path), neighborhood, progress, skipped)
     folder = cache_directory(cache_dir)
     if folder is None:
         return _build_in_memory(graphs, str(path), key)
@@ -119,25 +120,30 @@ def store_from_atoms(
 class _Graphs:
     """Graph and far edges, targets and metadata of each structure; errors name the place."""
 
-    def __init__(self, frames, source, neighborhood, progress):
-        self._frames, self._source, self._progress = frames, source, progress
+    def __init__(self, frames, source, neighborhood, progress, skipped=None):
+        self._frames, self.source, self._progress = frames, source, progress
+        self.skipped = skipped
         # Wave vectors are made anew for each batch.
         self._neighborhood = dataclasses.replace(neighborhood, waves=None)
 
     def __iter__(self) -> Iterator[tuple[Structure, dict[str, np.ndarray], dict[str, Any]]]:
-        name = Path(self._source).name
+        name = Path(self.source).name
         with contextlib.ExitStack() as stack:
             if self._progress:
                 bar = stack.enter_context(_progress_bar())
                 task = bar.add_task(f"graphs of {name}", total=None)
             for index, atoms in enumerate(self._frames):
+                if atoms is None:
+                    continue
                 try:
                     structure = structure_from_atoms(atoms, self._neighborhood, np.float64)
                     check_storable(structure)
                 except InputError as error:
-                    raise InputError(
-                        f"{self._source}: structure {index} {error}"
-                    ) from error
+                    sentence = f"{self.source}: structure {index} {error}"
+                    if self.skipped is None:
+                        raise InputError(sentence) from error
+                    self.skipped[index] = sentence
+                    continue
                 columns = structure_targets(atoms) | {TAGS: atoms.get_tags()}
                 yield structure, columns, metadata(atoms)
                 if self._progress:
@@ -198,10 +204,20 @@ def _build_in_memory(graphs: _Graphs, source: str, key: str = "") -> GraphStore:
     with StoreWriter() as writer:
         for structure, targets, info in graphs:
             writer.add(structure, targets, info)
-        arrays, infos = writer.finish()
-    if not infos:
+        arrays, infos = writer.finish(graphs.skipped) if len(writer) else ({}, [])
+    _check_some(graphs, source, len(infos))
+    return GraphStore(arrays, infos, source, key or _hash_arrays(arrays), graphs.skipped)
+
+
+def _check_some(graphs: _Graphs, source: str, count: int) -> None:
+    if count == 0 and graphs.skipped:
+        first = next(iter(graphs.skipped.values()))
+        raise InputError(
+            f"{source} has no structure that is whole, all {len(graphs.skipped)} were "
+            f"skipped; the first: {first}"
+        )
+    if count == 0:
         raise InputError(f"{source} has no structures, expected at least one")
-    return GraphStore(arrays, infos, source, key or _hash_arrays(arrays))
 
 
 def _build(entry: Path, graphs: _Graphs) -> None:
@@ -213,7 +229,8 @@ def _build(entry: Path, graphs: _Graphs) -> None:
         with StoreWriter(building) as writer:
             for structure, targets, info in graphs:
                 writer.add(structure, targets, info)
-            writer.finish()
+            _check_some(graphs, graphs.source, len(writer))
+            writer.finish(graphs.skipped)
         _publish(building, entry)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -17,8 +17,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data.ase_files import Reader
 from ewald_jax.data.lmdb_files import numbered_keys, open_lmdb
+from ewald_jax.data.reading import Reader, attempt
 from ewald_jax.data.restricted import restricted_loads
 from ewald_jax.data.stand_ins import Record
 from ewald_jax.data.torch_pickle import TORCH
@@ -38,7 +38,7 @@ TABLE: Mapping[str, Any] = {
 """Stand-ins of what a record may name."""
 
 
-def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms]:
+def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Structures of an OC20 LMDB file, S2EF or IS2RE.
 
     Yields:
@@ -53,7 +53,11 @@ def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms]:
         keys = numbered_keys(transaction)
         _check_length(transaction.get(_LENGTH), len(keys))
         for key in keys:
-            yield _structure(_attributes(_loads(transaction.get(b"%d" % key))))
+            yield attempt(_read, bytes(transaction.get(b"%d" % key)))
+
+
+def _read(raw: bytes) -> ase.Atoms:
+    return _structure(_attributes(_loads(raw)))
 
 
 def _loads(raw: Any) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 import ase
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ewald_jax.data.ase_files import COMPRESSED, Reader, parse_frame, split_frames
+from ewald_jax.data.extxyz import COMPRESSED, parse_frame, split_frames
+from ewald_jax.data.reading import Reader, attempt
 from ewald_jax.typing import InputError
 
 _FRAMES = re.compile(r"(.+)\.(ext)?xyz(\.xz|\.gz)?$", re.IGNORECASE)
@@ -41,7 +42,7 @@ def companion(path: Path) -> Path:
     )
 
 
-def read_s2ef(path: Path) -> Iterator[ase.Atoms]:
+def read_s2ef(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Frames with adsorption energies.
 
     Args:
@@ -66,7 +67,8 @@ def read_s2ef(path: Path) -> Iterator[ase.Atoms]:
                     f"has no line in {beside.name}, which ends after {len(lines)}; expected "
                     f"the line '{_LINE}' for each frame"
                 )
-            yield _labelled(parse_frame(frame), lines[count - 1], f"{beside.name}:{count}")
+            where = f"{beside.name}:{count}"
+            yield attempt(_labelled, frame, lines[count - 1], where)
     if count < len(lines):
         raise InputError(
             f"is missing: {beside.name} has {len(lines)} lines for {count} frames, expected "
@@ -90,7 +92,8 @@ def _read(path: Path) -> list[str]:
         ) from error
 
 
-def _labelled(atoms: ase.Atoms, line: str, where: str) -> ase.Atoms:
+def _labelled(text: list[str], line: str, where: str) -> ase.Atoms:
+    atoms = parse_frame(text)
     system, frame, reference = _fields(line, where)
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     if "energy" not in results:

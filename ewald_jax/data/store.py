@@ -97,6 +97,7 @@ class GraphStore:
         arrays: Flat arrays by name.
         labels: The labels that every structure has.
         sizes: What each structure takes up in a batch.
+        skipped: Sentences about broken structures that were left out, by their number.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class GraphStore:
         infos: list[dict[str, Any]] | Path,
         source: str,
         fingerprint: str,
+        skipped: Mapping[int, str] | None = None,
     ):
         """Checks that the arrays belong together.
 
@@ -114,6 +116,7 @@ class GraphStore:
         # Slices of a memmap cost ten times those of a plain view of the same memory.
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         self.source, self.fingerprint, self._infos = source, fingerprint, infos
+        self.skipped = dict(skipped or {})
         self.labels = tuple(name for name in _LABELS if name in self.arrays)
         self._has_far = N_FAR in self.arrays
         no_far = np.zeros(len(self.arrays[N_NODE]))
@@ -157,6 +160,12 @@ class GraphStore:
             with open(self._infos, encoding="utf-8") as lines:
                 return [json.loads(line) for line in lines]
         return self._infos
+
+    def number_in_file(self, index: int) -> int:
+        """Which structure of the file it is, those that were left out counted."""
+        for left_out in sorted(self.skipped):
+            index += left_out <= index
+        return index
 
     def species(self, index: int) -> np.ndarray:
         """Atomic numbers [n] of a structure, int32."""
@@ -230,4 +239,5 @@ def open_store(directory: Path, source: str, fingerprint: str) -> GraphStore:
         name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in meta["arrays"]
     }
-    return GraphStore(arrays, directory / INFOS, source, fingerprint)
+    skipped = {int(index): str(sentence) for index, sentence in meta["skipped"]}
+    return GraphStore(arrays, directory / INFOS, source, fingerprint, skipped)
