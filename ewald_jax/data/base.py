@@ -11,10 +11,16 @@ from pathlib import Path
 import ase
 
 from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, samples
-from ewald_jax.data.cache import cached_store, store_from_atoms
+from ewald_jax.data.cache import (
+    cache_directory,
+    cached_store,
+    has_entry,
+    store_from_atoms,
+)
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.reading import Reader, kind_of
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.graph.schema import Neighborhood
@@ -29,6 +35,9 @@ READERS: dict[str, Reader] = {
 """Readers by the name that `DataConfig.kind` takes."""
 
 ROLES = ("train", "val", "test")
+
+_WORTH_PROCESSES = 2**21
+"""Bytes of files to read from which on it pays to start processes, which takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ def load_dataset(
     neighborhood: Neighborhood | float,
     progress: bool = False,
     labelled: bool = True,
+    workers: int = 1,
 ) -> GraphDataset:
     """Reads the files of a config into one data set, through the cache.
 
@@ -156,6 +166,7 @@ def load_dataset(
             a cutoff, Å, that keeps all neighbors.
         progress: Show a progress bar on stderr while graphs are built.
         labelled: Read labels; False ignores those there are.
+        workers: Processes that build graphs which are not in the cache yet, a file to each.
 
     Raises:
         InputError: If there is nothing to read, or it is broken; names file and structure.
@@ -165,18 +176,35 @@ def load_dataset(
     options = config.label_options
     if not labelled:
         options = options._replace(labels=())
-    stores = [
-        cached_store(
+    jobs = [
+        (
             path,
-            READERS[config.kind or kind_of(path, READERS)],
+            config.kind or kind_of(path, READERS),
             options,
             neighborhood,
             config.cache_dir,
-            progress,
         )
         for _, path in files
     ]
+    if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
+        _build_together(jobs, workers, progress)
+    stores = [
+        cached_store(path, READERS[kind], *rest, progress) for path, kind, *rest in jobs
+    ]
     return GraphDataset(stores, neighborhood, [role for role, _ in files])
+
+
+def _build_together(jobs: list[tuple], workers: int, progress: bool) -> None:
+    missing = [job for job in jobs if not has_entry(job[0], READERS[job[1]], *job[2:])]
+    size = sum(job[0].stat().st_size for job in missing)
+    if len(missing) < 2 or size < _WORTH_PROCESSES:
+        return
+    with file_progress(len(missing), progress) as advance:
+        for_each(_build_one, missing, workers, advance)
+
+
+def _build_one(path: Path, kind: str, *rest) -> int:
+    return len(cached_store(path, READERS[kind], *rest))
 
 
 def source_files(config: DataConfig) -> list[tuple[str, Path]]:

@@ -24,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from ewald_jax.data.content import content_hash
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
 from ewald_jax.data.reading import Reader, check_file, iterate
 from ewald_jax.data.store import TAGS, GraphStore, check_storable, open_store
@@ -84,12 +85,11 @@ def cached_store(
         InputError: If the file or a structure in it is broken, or the cache cannot be written.
     """
     neighborhood = Neighborhood.of(neighborhood)
-    check_file(path)
-    key = _key(path, reader, options, neighborhood)
+    folder = cache_directory(cache_dir)
+    key = _key(path, reader, options, neighborhood, folder)
     skipped: dict[int, str] | None = {} if options.on_error == "skip" else None
     frames = standardise(iterate(path, reader, skipped), path, options, skipped)
     graphs = _Graphs(frames, str(path), neighborhood, progress, skipped)
-    folder = cache_directory(cache_dir)
     if folder is None:
         return _build_in_memory(graphs, str(path), key)
     entry = folder / key
@@ -99,6 +99,21 @@ def cached_store(
             _build(entry, graphs)
             store = open_store(entry, str(path), key)
     return store
+
+
+def has_entry(
+    path: Path,
+    reader: Reader,
+    options: LabelOptions,
+    neighborhood: Neighborhood | float,
+    cache_dir: str = "",
+) -> bool:
+    """Whether the graphs of a file are in the cache; arguments as of `cached_store`."""
+    folder = cache_directory(cache_dir)
+    if folder is None:
+        return False
+    key = _key(path, reader, options, Neighborhood.of(neighborhood), folder)
+    return _open(folder / key, path, key) is not None
 
 
 def store_from_atoms(
@@ -161,10 +176,15 @@ def _progress_bar() -> Progress:
 
 
 def _key(
-    path: Path, reader: Reader, options: LabelOptions, neighborhood: Neighborhood
+    path: Path,
+    reader: Reader,
+    options: LabelOptions,
+    neighborhood: Neighborhood,
+    folder: Path | None,
 ) -> str:
+    check_file(path)
     try:
-        content = [_hash_file(p) for p in (path, *reader.companions(path))]
+        content = [content_hash(p, folder) for p in (path, *reader.companions(path))]
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}), expected a readable file"
@@ -177,11 +197,6 @@ def _key(
         "edges": neighborhood.edge_fields(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
