@@ -47,8 +47,12 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
-        split: ``random``, ``key``, or a split of the sample set; "" is the sample set's own
-            or else ``random``. Not used with `train`.
+        split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample
+            set's own or else ``random``. Not used with `train`. ``oe62`` is the paper's of
+            OE62: structures in the order of pandas' ``sample(frac=1, random_state=42)``,
+            whatever `split_seed`, the last for testing, those before for validation, those
+            before for training; a `val_size` or `test_size` left at its default is the
+            paper's share, 6000 or 5489 of 61489.
         split_key: For ``key``: metadata key whose equal values stay together.
         split_seed: Seed of the shuffle.
         train_size: Share (below 1) or number of training structures; 0 is all the rest.
