@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import ase_files, samples
+from ewald_jax.data import ase_files, oe62, samples
 from ewald_jax.data.ase_files import Reader, kind_of
 from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
@@ -21,6 +21,7 @@ from ewald_jax.typing import InputError
 
 READERS: dict[str, Reader] = {
     **ase_files.ASE_READERS,
+    **oe62.OE62_READERS,
 }
 """Readers by the name that `DataConfig.kind` takes."""
 
