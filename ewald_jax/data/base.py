@@ -14,6 +14,7 @@ from ewald_jax.data import ase_files, oe62, samples
 from ewald_jax.data.ase_files import Reader, kind_of
 from ewald_jax.data.cache import cached_store, store_from_atoms
 from ewald_jax.data.dataset import GraphDataset
+from ewald_jax.data.dispersion import parse_dispersion
 from ewald_jax.data.labels import LABELS, LabelOptions, unit_factor
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.graph.schema import Neighborhood
@@ -48,6 +49,8 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
+        subtract: Dispersion to take off energies (forces, stress), such as ``PBE0-D3(BJ)``
+            or ``PBE-D3(zero)-ATM``, computed by dftd3; predictions are then without it, too.
         split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample
             set's own or else ``random``. Not used with `train`. ``oe62`` is the paper's of
             OE62: structures in the order of pandas' ``sample(frac=1, random_state=42)``,
@@ -77,6 +80,7 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
+    subtract: str = ""
     split: str = ""
     split_key: str = ""
     split_seed: int = 0
@@ -112,6 +116,8 @@ class DataConfig:
             )
         unit_factor(self.energy_unit, "energy")
         unit_factor(self.length_unit, "length")
+        if self.subtract:
+            parse_dispersion(self.subtract)
         for role in ROLES:
             size = getattr(self, f"{role}_size")
             if size < 0 or (size >= 1 and size != int(size)):
@@ -133,6 +139,7 @@ class DataConfig:
             tuple(self.labels) or None,
             self.energy_unit,
             self.length_unit,
+            self.subtract,
         )
 
 

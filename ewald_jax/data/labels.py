@@ -17,6 +17,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from ewald_jax.data.dispersion import (
+    load_dispersion,
+    parse_dispersion,
+    without_dispersion,
+)
 from ewald_jax.graph.build import check_atoms
 from ewald_jax.graph.schema import ENERGY, FORCES, FREE, STRESS
 from ewald_jax.typing import InputError
@@ -46,6 +51,7 @@ class LabelOptions(NamedTuple):
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies, such as ``eV``, ``kcal/mol`` or ``Hartree``.
         length_unit: Unit of lengths, such as ``Angstrom`` or ``Bohr``.
+        subtract: Dispersion to take off the labels, such as ``PBE0-D3(BJ)``; "" for none.
     """
 
     energy_key: str = "energy"
@@ -54,6 +60,7 @@ class LabelOptions(NamedTuple):
     labels: tuple[str, ...] | None = None
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
+    subtract: str = ""
 
     def key(self, label: str) -> str:
         """The key in the file of a label."""
@@ -97,13 +104,16 @@ def standardise(
 
     Raises:
         InputError: If a label is missing, only on some structures, not finite or of the
-            wrong shape, or if a unit or label name is unknown.
+            wrong shape, if a unit or label name is unknown, or dispersion has no value.
     """
     unknown = set(options.labels or ()) - set(LABELS)
     if unknown:
         raise InputError(f"unknown label {min(unknown)!r}, expected {', '.join(LABELS)}")
     energy = unit_factor(options.energy_unit, "energy")
     length = unit_factor(options.length_unit, "length")
+    dispersion = parse_dispersion(options.subtract) if options.subtract else None
+    if dispersion and options.labels != ():
+        load_dispersion(dispersion)
     factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
     wanted: tuple[str, ...] | None = options.labels
     for index, atoms in enumerate(frames):
@@ -122,7 +132,13 @@ def standardise(
             * factors[name]
             for name in wanted
         }
-        yield _with_results(atoms, results, length, options)
+        out = _with_results(atoms, results, length, options)
+        if dispersion is not None:
+            try:
+                out = without_dispersion(out, dispersion)
+            except InputError as error:
+                raise InputError(f"{where} {error}") from error
+        yield out
 
 
 def structure_targets(atoms: ase.Atoms) -> dict[str, np.ndarray]:
