@@ -1,13 +1,17 @@
 """OE62 as published: read row by row, split and normalised as the paper does."""
 
+import dataclasses
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.optimize
+from conftest import REPOSITORY
 from oe62_files import ATOMIC, COLUMNS, PBE, PBE0, molecules, row_of, rows_of, write_oe62
 
+from ewald_jax.config import load_section
 from ewald_jax.data import (
     DataConfig,
     StatisticsConfig,
@@ -15,7 +19,7 @@ from ewald_jax.data import (
     load_dataset,
     split_dataset,
 )
-from ewald_jax.data.ase_files import iterate
+from ewald_jax.data.ase_files import iterate, kind_of
 from ewald_jax.data.base import READERS
 from ewald_jax.data.oe62 import read_oe62
 from ewald_jax.data.splits import oe62_split
@@ -379,6 +383,29 @@ def test_statistics_of_the_training_split_or_of_all(tmp_path, fit_on):
     )
     assert published.scale == 1.7420150967
     np.testing.assert_allclose(published.mean, statistics.mean)
+
+
+def test_the_shipped_configs_are_the_settings_of_the_paper(path):
+    folder = REPOSITORY / "experiments" / "configs" / "data"
+    plain, less = (
+        load_section(str(folder / f"{name}.yaml"), "data") for name in ("oe62", "oe62_d3")
+    )
+    assert kind_of(Path(plain.path), READERS) == "oe62"
+    here = dataclasses.replace(plain, path=str(path), cache_dir="none")
+    dataset = load_dataset(here, 3.0)
+    splits = split_dataset(here, dataset)
+    assert {role: len(part) for role, part in splits.items()} == {
+        "train": 10,
+        "val": 1,
+        "test": 1,
+    }
+    statistics = dataset_statistics(dataset, splits["train"], here.statistics)
+    assert statistics.species == tuple(
+        np.unique(np.concatenate([a.numbers for a in molecules(12)]))
+    )
+    assert dataclasses.replace(less, subtract="", statistics=plain.statistics) == plain
+    assert dataclasses.replace(plain.statistics, scale=None) == less.statistics
+    assert less.subtract == "PBE0-D3(BJ)"
 
 
 def test_statistics_of_all_by_numpy(path):
