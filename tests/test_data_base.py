@@ -22,8 +22,8 @@ from ewald_jax.data import (
     load_dataset,
     split_dataset,
 )
-from ewald_jax.data.ase_files import _split_frames
 from ewald_jax.data.base import expand_path
+from ewald_jax.data.extxyz import split_frames
 from ewald_jax.typing import InputError
 
 
@@ -252,7 +252,7 @@ def real(real_data, name, folder, frames):
         )
     with lzma.open(path, "rt") as lines:
         text = "".join(
-            line for frame in islice(_split_frames(lines), frames) for line in frame
+            line for frame in islice(split_frames(lines), frames) for line in frame
         )
     cut = folder / path.name.removesuffix(".xz")
     cut.write_text(text)

@@ -19,9 +19,9 @@ from ewald_jax.data import (
     load_dataset,
     split_dataset,
 )
-from ewald_jax.data.ase_files import iterate, kind_of
 from ewald_jax.data.base import READERS
 from ewald_jax.data.oe62 import read_oe62
+from ewald_jax.data.reading import iterate, kind_of
 from ewald_jax.data.splits import oe62_split
 from ewald_jax.train.description import write_description
 from ewald_jax.train.directory import check_same_run
@@ -433,3 +433,12 @@ def test_runs_from_before_fit_on_resume(tmp_path, path):
     resume("train")
     with pytest.raises(InputError, match="fit_on is 'train' there and 'all' here"):
         resume("all")
+
+
+def test_broken_rows_are_skipped_on_request(path):
+    rows = rows_of(5)
+    rows[1]["number_of_atoms"] = 99
+    rows[3][PBE0] = None
+    dataset = load(write_oe62(path, rows), on_error="skip")
+    kept = [dataset.info(i)["refcode_csd"] for i in range(len(dataset))]
+    assert kept == ["CODE00", "CODE02", "CODE04"]

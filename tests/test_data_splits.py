@@ -17,7 +17,8 @@ from ewald_jax.data import (
     random_split,
     split_dataset,
 )
-from ewald_jax.data.ase_files import ASE_READERS, iterate
+from ewald_jax.data.ase_files import ASE_READERS
+from ewald_jax.data.reading import iterate
 from ewald_jax.data.samples import SAMPLES, SPLITS, sample_path
 from ewald_jax.typing import InputError
 

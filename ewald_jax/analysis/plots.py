@@ -176,6 +176,33 @@ def plot_parity(
     return figure
 
 
+def plot_histograms(values: Mapping[str, np.ndarray], title: str = "") -> Figure:
+    """One histogram each, counts on a logarithmic axis so that single outliers show.
+
+    Args:
+        values: Label of the axis, with its unit -> [n] numbers; those not finite are left out.
+        title: Of the figure.
+
+    Returns:
+        The figure.
+    """
+    columns = min(3, len(values))
+    rows = -(-len(values) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (label, numbers) in zip(axes, values.items(), strict=False):
+        numbers = np.asarray(numbers, np.float64)
+        numbers = numbers[np.isfinite(numbers)]
+        whole = len(numbers) > 0 and np.all(numbers % 1 == 0) and np.ptp(numbers) < 60
+        bins = np.arange(numbers.min(), numbers.max() + 2) - 0.5 if whole else 50
+        axis.hist(numbers, bins=bins, color=COLORS[2], log=True)
+        axis.set(xlabel=label, ylabel="structures")
+    for axis in axes[len(values) :]:
+        axis.remove()
+    figure.suptitle(title)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:
     """Writes a figure; an existing file is replaced only by a complete one."""
     path = Path(path)

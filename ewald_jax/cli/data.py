@@ -15,12 +15,15 @@ from ewald_jax.cli.common import (
     print_json,
     print_table,
 )
-from ewald_jax.cli.sources import SOURCE_HELP, data_config
+from ewald_jax.cli.convert import convert
+from ewald_jax.cli.sources import SOURCE_HELP, data_config, note_skipped, note_units
 from ewald_jax.typing import InputError
 
 data_app = typer.Typer(
     help="Look at data sets; make the sample sets.", no_args_is_help=True
 )
+
+data_app.command("convert")(convert)
 
 # Beyond these a frame is more often a failed calculation than physics.
 SHORT_DISTANCE = 0.6
@@ -35,23 +38,37 @@ def inspect_data(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     cutoff: Annotated[float, typer.Option(min=0.1, help="Å, to count neighbors.")] = 6.0,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to draw histograms of sizes and labels into.")
+    ] = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
     """Count structures, sizes, elements and neighbors; label ranges; suspicious frames."""
     from ewald_jax.data.base import load_dataset
     from ewald_jax.data.labels import LabelMissingError
+    from ewald_jax.data.parallel import available_cores
 
     config = data_config(source, overrides or ())
     try:
-        dataset = load_dataset(config, cutoff, progress=progress)
+        dataset = load_dataset(config, cutoff, progress, workers=available_cores())
     except LabelMissingError as error:
         # A user who names labels or their key expects them to be there.
         if config.labels or config.energy_key != "energy":
             raise
         note(f"no labels: {error}")
         dataset = load_dataset(config, cutoff, progress=progress, labelled=False)
-    summary = summarise(dataset, config, cutoff)
+    note_skipped(dataset)
+    note_units(dataset, config)
+    columns = columns_of(dataset, cutoff)
+    summary = summarise(dataset, config, columns)
+    if picture is not None:
+        from ewald_jax.analysis.plots import plot_histograms, save_figure
+
+        shown = {
+            f"{name} ({unit})" if unit else name: x for (name, unit), x in columns.items()
+        }
+        note(f"histograms are in {save_figure(plot_histograms(shown, source), picture)}")
     if as_json:
         print_json(summary)
         return
@@ -99,38 +116,47 @@ def make_samples(
             note(f"{name}: {entry['counts']['kept']} structures, {output / entry['file']}")
 
 
-def summarise(dataset, config, cutoff: float) -> dict[str, Any]:
+def columns_of(dataset, cutoff: float) -> dict[tuple[str, str], np.ndarray]:
+    """[structures] of sizes and labels, by name and unit."""
+    shortest = [_shortest(sample.graph) for sample in dataset]
+    columns = {
+        ("atoms", ""): dataset.n_node,
+        (f"neighbors within {cutoff:g} Å", "per atom"): dataset.n_edge / dataset.n_node,
+        ("shortest distance", "Å"): np.array(shortest),
+    }
+    if "energy" in dataset.labels:
+        columns["energy", "eV"] = dataset.energies
+        columns["energy - reference", "eV"] = _residual_energies(dataset)
+    if "forces" in dataset.labels:
+        columns["largest force", "eV/Å"] = np.array(
+            [np.linalg.norm(s.targets["forces"], axis=1).max() for s in dataset]
+        )
+    return columns
+
+
+def summarise(
+    dataset, config, columns: dict[tuple[str, str], np.ndarray]
+) -> dict[str, Any]:
     """What `data inspect` prints, as plain values."""
     atoms, structures, kinds = Counter(), Counter(), Counter()
-    shortest, forces, suspicious = [], [], []
     for index, sample in enumerate(dataset):
-        symbols = [_symbol(z) for z in sample.graph.nodes["species"]]
+        symbols = [_symbol(z) for z in dataset.species(index)]
         atoms.update(symbols)
         structures.update(set(symbols))
         kinds[_boundary(sample.graph.globals["pbc"][0])] += 1
-        shortest.append(_shortest(sample.graph))
-        if shortest[-1] < SHORT_DISTANCE:
-            reason = f"two atoms {shortest[-1]:.2f} Å apart"
-            suspicious.append({"structure": index, "reason": reason})
-        if "forces" in sample.targets:
-            forces.append(float(np.linalg.norm(sample.targets["forces"], axis=1).max()))
-            if forces[-1] > LARGE_FORCE:
-                reason = f"a force of {forces[-1]:.1f} eV/Å"
-                suspicious.append({"structure": index, "reason": reason})
-    ranges = {
-        "atoms": _range(dataset.n_node, ""),
-        f"neighbors within {cutoff:g} Å": _range(
-            dataset.n_edge / dataset.n_node, "per atom"
-        ),
-        "shortest distance": _range(shortest, "Å"),
-    }
-    if "energy" in dataset.labels:
-        residual = _residual_energies(dataset)
-        ranges["energy"] = _range(dataset.energies, "eV")
-        ranges["energy - reference"] = _range(residual, "eV")
-        suspicious += _outliers(residual)
-    if forces:
-        ranges["largest force"] = _range(forces, "eV/Å")
+    by_name = {name: values for (name, _), values in columns.items()}
+    short, force = by_name["shortest distance"], by_name.get("largest force", np.zeros(0))
+    suspicious = [
+        {"structure": int(i), "reason": f"two atoms {short[i]:.2f} Å apart"}
+        for i in np.flatnonzero(short < SHORT_DISTANCE)
+    ]
+    suspicious += [
+        {"structure": int(i), "reason": f"a force of {force[i]:.1f} eV/Å"}
+        for i in np.flatnonzero(force > LARGE_FORCE)
+    ]
+    if "energy - reference" in by_name:
+        suspicious += _outliers(by_name["energy - reference"])
+    ranges = {name: _range(values, unit) for (name, unit), values in columns.items()}
     return {
         "structures": len(dataset),
         "boundaries": dict(kinds),
@@ -138,6 +164,7 @@ def summarise(dataset, config, cutoff: float) -> dict[str, Any]:
         "splits": _split_sizes(dataset, config),
         "elements": [[name, structures[name], n] for name, n in atoms.most_common()],
         "ranges": {name: values for name, values in ranges.items() if values},
+        "skipped": dataset.skipped,
         "suspicious": sorted(suspicious, key=lambda entry: entry["structure"]),
     }
 

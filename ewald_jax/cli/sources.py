@@ -8,8 +8,10 @@ import flax.linen as nn
 import numpy as np
 from ase.data import chemical_symbols
 
+from ewald_jax.cli.common import note
 from ewald_jax.config import load_section
 from ewald_jax.data.base import DataConfig, GraphDataset, source_files
+from ewald_jax.data.plausible import unit_warnings
 from ewald_jax.data.samples import SAMPLES
 from ewald_jax.data.splits import split_dataset
 from ewald_jax.data.statistics import Statistics
@@ -141,3 +143,19 @@ def structures_of(dataset: GraphDataset, config: DataConfig, split: str) -> np.n
     if len(splits[split]) == 0:
         raise InputError(f"the split {split!r} is empty")
     return splits[split]
+
+
+def note_skipped(dataset: GraphDataset, shown: int = 5) -> None:
+    """Says on stderr which structures were left out (``data.on_error: skip``)."""
+    skipped = dataset.skipped
+    for sentence in skipped[:shown]:
+        note(f"skipped: {sentence}")
+    if skipped:
+        more = f", {len(skipped) - shown} more than shown" if len(skipped) > shown else ""
+        note(f"{len(skipped)} broken structures were left out{more}")
+
+
+def note_units(dataset: GraphDataset, config: DataConfig) -> None:
+    """Says on stderr if labels or lengths look like those of another unit."""
+    for sentence in unit_warnings(dataset, config.energy_unit, config.length_unit):
+        note(f"warning: {sentence}")

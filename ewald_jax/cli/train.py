@@ -15,6 +15,7 @@ from ewald_jax.cli.common import (
     print_metrics,
     split_arguments,
 )
+from ewald_jax.cli.sources import note_skipped, note_units
 from ewald_jax.typing import InputError
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def run_training(
         InputError: If the data are broken, or the directory is in use.
     """
     from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.parallel import available_cores
     from ewald_jax.data.splits import split_dataset
     from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
@@ -140,7 +142,11 @@ def run_training(
     # Before the data are read, which may take long.
     continues = check_directory(output, resume, overwrite)
     initial = None if continues else find_initial(init, output, resume)
-    dataset = load_dataset(config.data, neighborhood(config.model), progress)
+    dataset = load_dataset(
+        config.data, neighborhood(config.model), progress, workers=available_cores()
+    )
+    note_skipped(dataset)
+    note_units(dataset, config.data)
     splits = split_dataset(config.data, dataset)
     settings = keep_scale(config.data.statistics, initial)
     return fit(

@@ -1,6 +1,6 @@
 """Data: readers, labels, statistics, splits, cached graphs and batches."""
 
-from ewald_jax.data.ase_files import Reader, read_structures
+from ewald_jax.data.ase_files import read_structures
 from ewald_jax.data.base import (
     READERS,
     DataConfig,
@@ -11,6 +11,7 @@ from ewald_jax.data.base import (
 from ewald_jax.data.cache import cache_directory
 from ewald_jax.data.labels import LabelOptions, metadata, structure_targets
 from ewald_jax.data.loader import Loader
+from ewald_jax.data.reading import Reader
 from ewald_jax.data.splits import group_split, random_split, split_dataset
 from ewald_jax.data.statistics import (
     Statistics,

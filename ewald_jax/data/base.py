@@ -1,6 +1,6 @@
 """The config of a data set, and how its files become one.
 
-A new kind of file is one new module with a reader (see `ase_files.Reader`): a generator
+A new kind of file is one new module with a reader (see `reading.Reader`): a generator
 from a path to `ase.Atoms`, and one line in `READERS`.
 """
 
@@ -10,23 +10,36 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import ase_files, oe62, samples
-from ewald_jax.data.ase_files import Reader, kind_of
-from ewald_jax.data.cache import cached_store, store_from_atoms
+from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, oe62, samples
+from ewald_jax.data.cache import (
+    cache_directory,
+    cached_store,
+    has_entry,
+    store_from_atoms,
+)
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.dispersion import parse_dispersion
-from ewald_jax.data.labels import LABELS, LabelOptions, unit_factor
+from ewald_jax.data.file_units import unit_factor
+from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.parallel import file_progress, for_each
+from ewald_jax.data.reading import Reader, kind_of
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
 
 READERS: dict[str, Reader] = {
     **ase_files.ASE_READERS,
+    "oc20_s2ef": oc20_s2ef.READER,
+    "oc20_lmdb": oc20_lmdb.READER,
+    "aselmdb": aselmdb.READER,
     **oe62.OE62_READERS,
 }
 """Readers by the name that `DataConfig.kind` takes."""
 
 ROLES = ("train", "val", "test")
+
+_WORTH_PROCESSES = 2**21
+"""Bytes of files to read from which on it pays to start processes, which takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,7 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
+        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so.
         subtract: Dispersion to take off energies (forces, stress), such as ``PBE0-D3(BJ)``
             or ``PBE-D3(zero)-ATM``, computed by dftd3; predictions are then without it, too.
         split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample
@@ -80,6 +94,7 @@ class DataConfig:
     labels: tuple[str, ...] = ()
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
+    on_error: str = "raise"
     subtract: str = ""
     split: str = ""
     split_key: str = ""
@@ -114,6 +129,10 @@ class DataConfig:
             raise InputError(
                 f"data.labels has {min(unknown)!r}, expected some of {', '.join(LABELS)}"
             )
+        if self.on_error not in ("raise", "skip"):
+            raise InputError(
+                f"data.on_error is {self.on_error!r}, expected 'raise' or 'skip'"
+            )
         unit_factor(self.energy_unit, "energy")
         unit_factor(self.length_unit, "length")
         if self.subtract:
@@ -139,6 +158,7 @@ class DataConfig:
             tuple(self.labels) or None,
             self.energy_unit,
             self.length_unit,
+            self.on_error,
             self.subtract,
         )
 
@@ -148,6 +168,7 @@ def load_dataset(
     neighborhood: Neighborhood | float,
     progress: bool = False,
     labelled: bool = True,
+    workers: int = 1,
 ) -> GraphDataset:
     """Reads the files of a config into one data set, through the cache.
 
@@ -157,6 +178,7 @@ def load_dataset(
             a cutoff, Å, that keeps all neighbors.
         progress: Show a progress bar on stderr while graphs are built.
         labelled: Read labels; False ignores those there are.
+        workers: Processes that build graphs which are not in the cache yet, a file to each.
 
     Raises:
         InputError: If there is nothing to read, or it is broken; names file and structure.
@@ -166,18 +188,35 @@ def load_dataset(
     options = config.label_options
     if not labelled:
         options = options._replace(labels=())
-    stores = [
-        cached_store(
+    jobs = [
+        (
             path,
-            READERS[config.kind or kind_of(path, READERS)],
+            config.kind or kind_of(path, READERS),
             options,
             neighborhood,
             config.cache_dir,
-            progress,
         )
         for _, path in files
     ]
+    if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
+        _build_together(jobs, workers, progress)
+    stores = [
+        cached_store(path, READERS[kind], *rest, progress) for path, kind, *rest in jobs
+    ]
     return GraphDataset(stores, neighborhood, [role for role, _ in files])
+
+
+def _build_together(jobs: list[tuple], workers: int, progress: bool) -> None:
+    missing = [job for job in jobs if not has_entry(job[0], READERS[job[1]], *job[2:])]
+    size = sum(job[0].stat().st_size for job in missing)
+    if len(missing) < 2 or size < _WORTH_PROCESSES:
+        return
+    with file_progress(len(missing), progress) as advance:
+        for_each(_build_one, missing, workers, advance)
+
+
+def _build_one(path: Path, kind: str, *rest) -> int:
+    return len(cached_store(path, READERS[kind], *rest))
 
 
 def source_files(config: DataConfig) -> list[tuple[str, Path]]:

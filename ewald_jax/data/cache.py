@@ -24,15 +24,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from ewald_jax.data.ase_files import Reader, check_file, iterate
+from ewald_jax.data.content import content_hash
 from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
-from ewald_jax.data.store import GraphStore, check_storable, open_store
+from ewald_jax.data.reading import Reader, check_file, iterate
+from ewald_jax.data.store import TAGS, GraphStore, check_storable, open_store
 from ewald_jax.data.store_writer import StoreWriter
 from ewald_jax.graph.build import structure_from_atoms
 from ewald_jax.graph.schema import Neighborhood, Structure
 from ewald_jax.typing import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raise it whenever an entry's arrays, or the graphs in them, change their meaning."""
 
 ENVIRONMENT = "EWALD_JAX_CACHE"
@@ -84,11 +85,11 @@ def cached_store(
         InputError: If the file or a structure in it is broken, or the cache cannot be written.
     """
     neighborhood = Neighborhood.of(neighborhood)
-    check_file(path)
-    key = _key(path, reader, options, neighborhood)
-    frames = standardise(iterate(path, reader), path, options)
-    graphs = _Graphs(frames, str(path), neighborhood, progress)
     folder = cache_directory(cache_dir)
+    key = _key(path, reader, options, neighborhood, folder)
+    skipped: dict[int, str] | None = {} if options.on_error == "skip" else None
+    frames = standardise(iterate(path, reader, skipped), path, options, skipped)
+    graphs = _Graphs(frames, str(path), neighborhood, progress, skipped)
     if folder is None:
         return _build_in_memory(graphs, str(path), key)
     entry = folder / key
@@ -98,6 +99,21 @@ def cached_store(
             _build(entry, graphs)
             store = open_store(entry, str(path), key)
     return store
+
+
+def has_entry(
+    path: Path,
+    reader: Reader,
+    options: LabelOptions,
+    neighborhood: Neighborhood | float,
+    cache_dir: str = "",
+) -> bool:
+    """Whether the graphs of a file are in the cache; arguments as of `cached_store`."""
+    folder = cache_directory(cache_dir)
+    if folder is None:
+        return False
+    key = _key(path, reader, options, Neighborhood.of(neighborhood), folder)
+    return _open(folder / key, path, key) is not None
 
 
 def store_from_atoms(
@@ -119,26 +135,32 @@ def store_from_atoms(
 class _Graphs:
     """Graph and far edges, targets and metadata of each structure; errors name the place."""
 
-    def __init__(self, frames, source, neighborhood, progress):
-        self._frames, self._source, self._progress = frames, source, progress
+    def __init__(self, frames, source, neighborhood, progress, skipped=None):
+        self._frames, self.source, self._progress = frames, source, progress
+        self.skipped = skipped
         # Wave vectors are made anew for each batch.
         self._neighborhood = dataclasses.replace(neighborhood, waves=None)
 
     def __iter__(self) -> Iterator[tuple[Structure, dict[str, np.ndarray], dict[str, Any]]]:
-        name = Path(self._source).name
+        name = Path(self.source).name
         with contextlib.ExitStack() as stack:
             if self._progress:
                 bar = stack.enter_context(_progress_bar())
                 task = bar.add_task(f"graphs of {name}", total=None)
             for index, atoms in enumerate(self._frames):
+                if atoms is None:
+                    continue
                 try:
                     structure = structure_from_atoms(atoms, self._neighborhood, np.float64)
                     check_storable(structure)
                 except InputError as error:
-                    raise InputError(
-                        f"{self._source}: structure {index} {error}"
-                    ) from error
-                yield structure, structure_targets(atoms), metadata(atoms)
+                    sentence = f"{self.source}: structure {index} {error}"
+                    if self.skipped is None:
+                        raise InputError(sentence) from error
+                    self.skipped[index] = sentence
+                    continue
+                columns = structure_targets(atoms) | {TAGS: atoms.get_tags()}
+                yield structure, columns, metadata(atoms)
                 if self._progress:
                     bar.advance(task)
 
@@ -154,10 +176,15 @@ def _progress_bar() -> Progress:
 
 
 def _key(
-    path: Path, reader: Reader, options: LabelOptions, neighborhood: Neighborhood
+    path: Path,
+    reader: Reader,
+    options: LabelOptions,
+    neighborhood: Neighborhood,
+    folder: Path | None,
 ) -> str:
+    check_file(path)
     try:
-        content = [_hash_file(p) for p in (path, *reader.companions(path))]
+        content = [content_hash(p, folder) for p in (path, *reader.companions(path))]
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}), expected a readable file"
@@ -173,11 +200,6 @@ def _key(
         "edges": neighborhood.edge_fields(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
@@ -200,10 +222,20 @@ def _build_in_memory(graphs: _Graphs, source: str, key: str = "") -> GraphStore:
     with StoreWriter() as writer:
         for structure, targets, info in graphs:
             writer.add(structure, targets, info)
-        arrays, infos = writer.finish()
-    if not infos:
+        arrays, infos = writer.finish(graphs.skipped) if len(writer) else ({}, [])
+    _check_some(graphs, source, len(infos))
+    return GraphStore(arrays, infos, source, key or _hash_arrays(arrays), graphs.skipped)
+
+
+def _check_some(graphs: _Graphs, source: str, count: int) -> None:
+    if count == 0 and graphs.skipped:
+        first = next(iter(graphs.skipped.values()))
+        raise InputError(
+            f"{source} has no structure that is whole, all {len(graphs.skipped)} were "
+            f"skipped; the first: {first}"
+        )
+    if count == 0:
         raise InputError(f"{source} has no structures, expected at least one")
-    return GraphStore(arrays, infos, source, key or _hash_arrays(arrays))
 
 
 def _build(entry: Path, graphs: _Graphs) -> None:
@@ -215,7 +247,8 @@ def _build(entry: Path, graphs: _Graphs) -> None:
         with StoreWriter(building) as writer:
             for structure, targets, info in graphs:
                 writer.add(structure, targets, info)
-            writer.finish()
+            _check_some(graphs, graphs.source, len(writer))
+            writer.finish(graphs.skipped)
         _publish(building, entry)
     finally:
         shutil.rmtree(building, ignore_errors=True)

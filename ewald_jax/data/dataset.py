@@ -148,7 +148,12 @@ class GraphDataset:
     def where(self, index: int) -> str:
         """The file and number of a structure, as error messages name it."""
         store, local = self._locate(index)
-        return f"{store.source}: structure {local}"
+        return f"{store.source}: structure {store.number_in_file(local)}"
+
+    @property
+    def skipped(self) -> list[str]:
+        """Sentences about broken structures that were left out (``data.on_error: skip``)."""
+        return [sentence for store in self._stores for sentence in store.skipped.values()]
 
     def _with_waves(self, index: int) -> Sample:
         store, local = self._locate(index)

@@ -120,8 +120,13 @@ def dispersion_labels(
     return labels
 
 
-def without_dispersion(atoms: ase.Atoms, dispersion: Dispersion) -> ase.Atoms:
+def without_dispersion(atoms: ase.Atoms, dispersion: Dispersion, where: str) -> ase.Atoms:
     """The structure with labels (in its calculator, eV and Å) less those of DFT-D3.
+
+    Args:
+        atoms: A standardised structure.
+        dispersion: Which correction.
+        where: What to call the structure in a message.
 
     Raises:
         InputError: As `dispersion_labels`.
@@ -129,7 +134,12 @@ def without_dispersion(atoms: ase.Atoms, dispersion: Dispersion) -> ase.Atoms:
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     if not results:
         return atoms
-    theirs = dispersion_labels(atoms, dispersion, derivatives=bool(set(results) - {ENERGY}))
+    try:
+        theirs = dispersion_labels(
+            atoms, dispersion, derivatives=bool(set(results) - {ENERGY})
+        )
+    except InputError as error:
+        raise InputError(f"{where} {error}") from error
     if ENERGY in results:
         results[ENERGY] = float(results[ENERGY] - theirs[ENERGY])
     if FORCES in results:
@@ -137,7 +147,7 @@ def without_dispersion(atoms: ase.Atoms, dispersion: Dispersion) -> ase.Atoms:
     if STRESS in results:
         if STRESS not in theirs:
             raise InputError(
-                "has a stress, expected a periodic cell to compute that of DFT-D3"
+                f"{where} has a stress, expected a periodic cell to compute that of DFT-D3"
             )
         results[STRESS] = results[STRESS] - full_3x3_to_voigt_6_stress(theirs[STRESS])
     out = atoms.copy()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.units
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
@@ -22,18 +21,12 @@ from ewald_jax.data.dispersion import (
     parse_dispersion,
     without_dispersion,
 )
+from ewald_jax.data.file_units import unit_factor
 from ewald_jax.graph.build import check_atoms
 from ewald_jax.graph.schema import ENERGY, FORCES, FREE, STRESS
 from ewald_jax.typing import InputError
 
 LABELS = (ENERGY, FORCES, STRESS)
-
-_ALIASES = {"ev": "eV", "angstrom": "Ang", "å": "Ang", "hartree": "Ha", "rydberg": "Ry"}
-_UNITS = {
-    "energy": {name: getattr(ase.units, name) for name in ("eV", "Ha", "Ry", "kcal", "kJ")}
-    | {"meV": 1e-3 * ase.units.eV, "mHa": 1e-3 * ase.units.Ha},
-    "length": {name: getattr(ase.units, name) for name in ("Ang", "Bohr", "nm")},
-}
 
 
 class LabelMissingError(InputError):
@@ -51,6 +44,7 @@ class LabelOptions(NamedTuple):
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies, such as ``eV``, ``kcal/mol`` or ``Hartree``.
         length_unit: Unit of lengths, such as ``Angstrom`` or ``Bohr``.
+        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out.
         subtract: Dispersion to take off the labels, such as ``PBE0-D3(BJ)``; "" for none.
     """
 
@@ -60,6 +54,7 @@ class LabelOptions(NamedTuple):
     labels: tuple[str, ...] | None = None
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
+    on_error: str = "raise"
     subtract: str = ""
 
     def key(self, label: str) -> str:
@@ -71,36 +66,20 @@ class LabelOptions(NamedTuple):
         }[label]
 
 
-def unit_factor(unit: str, kind: str) -> float:
-    """What a quantity in `unit` is multiplied by to be in eV or Å.
-
-    Args:
-        unit: Such as ``kcal/mol`` or ``Bohr``.
-        kind: ``energy`` or ``length``.
-
-    Raises:
-        InputError: If it is not a known unit of that kind.
-    """
-    name, *per = (word.strip() for word in unit.split("/"))
-    name = _ALIASES.get(name.lower(), name)
-    if name not in _UNITS[kind] or (per and (kind, per) != ("energy", ["mol"])):
-        per_mole = ", or one of them with '/mol'" if kind == "energy" else ""
-        raise InputError(
-            f"unknown unit of {kind} {unit!r}, expected one of "
-            f"{', '.join(_UNITS[kind])}{per_mole}"
-        )
-    return _UNITS[kind][name] / (ase.units.mol if per else 1.0)
-
-
 def standardise(
-    frames: Iterable[ase.Atoms], source: str | Path, options: LabelOptions
-) -> Iterator[ase.Atoms]:
+    frames: Iterable[ase.Atoms | None],
+    source: str | Path,
+    options: LabelOptions,
+    skipped: dict[int, str] | None = None,
+) -> Iterator[ase.Atoms | None]:
     """Yields each structure with its labels in a `SinglePointCalculator`, in eV and Å.
 
     Args:
-        frames: Structures as a reader found them.
+        frames: Structures as a reader found them, None for those that were skipped.
         source: The file, for error messages.
         options: What to read.
+        skipped: If given, takes the sentences about broken structures, by their number; None
+            is yielded in their place.
 
     Raises:
         InputError: If a label is missing, only on some structures, not finite or of the
@@ -116,29 +95,46 @@ def standardise(
         load_dispersion(dispersion)
     factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
     wanted: tuple[str, ...] | None = options.labels
+    first = True
     for index, atoms in enumerate(frames):
-        where = f"{source}: structure {index}"
+        labelled = None
         try:
-            check_atoms(atoms)
+            if atoms is not None:
+                where = f"{source}: structure {index}"
+                found, wanted = _labels(atoms, wanted, first, where, options)
+                results = {
+                    name: _convert(name, found[name], len(atoms), where, options.key(name))
+                    * factors[name]
+                    for name in wanted
+                }
+                out = _with_results(atoms, results, length, options)
+                labelled = without_dispersion(out, dispersion, where) if dispersion else out
+                first = False
         except InputError as error:
-            raise InputError(f"{where} {error}") from error
-        found = {name: _find(atoms, options.key(name)) for name in LABELS}
-        if wanted is None:
-            # Only the energy is compulsory; what else the first structure has, all must.
-            wanted = tuple(n for n in LABELS if n == ENERGY or found[n] is not None)
-        _check_complete(atoms, found, wanted, index, where, options)
-        results = {
-            name: _convert(name, found[name], len(atoms), where, options.key(name))
-            * factors[name]
-            for name in wanted
-        }
-        out = _with_results(atoms, results, length, options)
-        if dispersion is not None:
-            try:
-                out = without_dispersion(out, dispersion)
-            except InputError as error:
-                raise InputError(f"{where} {error}") from error
-        yield out
+            if skipped is None:
+                raise
+            skipped[index] = str(error)
+        yield labelled
+
+
+def _labels(
+    atoms: ase.Atoms,
+    wanted: tuple[str, ...] | None,
+    first: bool,
+    where: str,
+    options: LabelOptions,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Raw labels of a structure, and which of them are wanted."""
+    try:
+        check_atoms(atoms)
+    except InputError as error:
+        raise InputError(f"{where} {error}") from error
+    found = {name: _find(atoms, options.key(name)) for name in LABELS}
+    if wanted is None:
+        # Only the energy is compulsory; what else the first structure has, all must.
+        wanted = tuple(n for n in LABELS if n == ENERGY or found[n] is not None)
+    _check_complete(atoms, found, wanted, first, where, options)
+    return found, wanted
 
 
 def structure_targets(atoms: ase.Atoms) -> dict[str, np.ndarray]:
@@ -212,7 +208,7 @@ def _check_complete(
     atoms: ase.Atoms,
     found: Mapping[str, Any],
     wanted: tuple[str, ...],
-    index: int,
+    first: bool,
     where: str,
     options: LabelOptions,
 ) -> None:
@@ -222,14 +218,14 @@ def _check_complete(
         has, needed = found[name] is not None, name in wanted
         if has == needed or (has and options.labels is not None):
             continue
-        if index == 0 or options.labels is not None:
+        if first or options.labels is not None:
             present = ", ".join(map(repr, keys_for(name, atoms)))
             advice = (
                 f"it has {present}; expected data.{name}_key to be one of them"
                 if present
                 else f"and nothing else that could be one; expected structures with {name}"
             )
-            kind = InputError if index else LabelMissingError
+            kind = LabelMissingError if first else InputError
             raise kind(f"{where} has no {name} under the key {key!r}, {advice}")
         raise InputError(
             f"{where} has {'a' if has else 'no'} label {name} (key {key!r}), but the "

@@ -15,7 +15,7 @@ import ase
 import numpy as np
 from ase.data import atomic_numbers
 
-from ewald_jax.data.ase_files import Reader
+from ewald_jax.data.reading import Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
@@ -35,7 +35,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
-def read_oe62(path: Path) -> Iterator[ase.Atoms]:
+def read_oe62(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Molecules of a file of OE62, in a memory of a few rows.
 
     `info` has the CSD's code, SMILES, number of atoms and all total energies (eV) as they
@@ -54,7 +54,7 @@ def read_oe62(path: Path) -> Iterator[ase.Atoms]:
             lengths[key] = 0
             for row in scanner.elements():
                 if key == "data":
-                    yield _molecule(columns, row)
+                    yield attempt(_molecule, columns, row)
                 lengths[key] += 1
     if "data" not in lengths:
         raise InputError(f"is not there, the file has no data: {_LAYOUT}")

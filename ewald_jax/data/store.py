@@ -33,6 +33,7 @@ from ewald_jax.typing import InputError
 N_NODE, N_EDGE, SENDERS, RECEIVERS = "n_node", "n_edge", "senders", "receivers"
 IN_SLOTS, OUT_SLOTS, N_FAR = "in_slots", "out_slots", "n_far"
 FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS = "far_senders", "far_receivers", "far_shifts"
+TAGS = "tags"
 
 # name -> (what there is one row of, shape of a row, dtype on disk)
 LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
@@ -45,6 +46,7 @@ LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
     SPECIES: ("node", (), np.uint8),
     POSITIONS: ("node", (3,), np.float64),
     FREE: ("node", (), np.bool_),
+    TAGS: ("node", (), np.int32),
     SENDERS: ("edge", (), np.int32),
     RECEIVERS: ("edge", (), np.int32),
     SHIFTS: ("edge", (3,), np.int16),
@@ -70,12 +72,15 @@ class Sample(NamedTuple):
             [n] bool; labels that the data set does not have are absent.
         far_edges: The second set of edges, if the data set was made with one.
         waves: The wave vectors, if the data set's neighborhood asks for them.
+        tags: [n] ASE's tags, 0 where a file has none; in OC20 0 is below the surface, 1 the
+            surface, 2 the adsorbate.
     """
 
     graph: jraph.GraphsTuple
     targets: dict[str, np.ndarray]
     far_edges: Edges | None = None
     waves: WaveSet | None = None
+    tags: np.ndarray | None = None
 
     @property
     def structure(self) -> Structure:
@@ -92,6 +97,7 @@ class GraphStore:
         arrays: Flat arrays by name.
         labels: The labels that every structure has.
         sizes: What each structure takes up in a batch.
+        skipped: Sentences about broken structures that were left out, by their number.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class GraphStore:
         infos: list[dict[str, Any]] | Path,
         source: str,
         fingerprint: str,
+        skipped: Mapping[int, str] | None = None,
     ):
         """Checks that the arrays belong together.
 
@@ -109,6 +116,7 @@ class GraphStore:
         # Slices of a memmap cost ten times those of a plain view of the same memory.
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
         self.source, self.fingerprint, self._infos = source, fingerprint, infos
+        self.skipped = dict(skipped or {})
         self.labels = tuple(name for name in _LABELS if name in self.arrays)
         self._has_far = N_FAR in self.arrays
         no_far = np.zeros(len(self.arrays[N_NODE]))
@@ -153,6 +161,12 @@ class GraphStore:
                 return [json.loads(line) for line in lines]
         return self._infos
 
+    def number_in_file(self, index: int) -> int:
+        """Which structure of the file it is, those that were left out counted."""
+        for left_out in sorted(self.skipped):
+            index += left_out <= index
+        return index
+
     def species(self, index: int) -> np.ndarray:
         """Atomic numbers [n] of a structure, int32."""
         nodes = slice(self._first_node[index], self._first_node[index + 1])
@@ -178,7 +192,8 @@ class GraphStore:
         )
         where = {ENERGY: index, STRESS: index, FORCES: nodes}
         targets = {name: a[name][where[name]] for name in self.labels}
-        return Sample(graph, {**targets, FREE: a[FREE][nodes]}, self._far_edges(index))
+        targets[FREE] = a[FREE][nodes]
+        return Sample(graph, targets, self._far_edges(index), tags=a[TAGS][nodes])
 
     def _far_edges(self, index: int) -> Edges | None:
         if not self._has_far:
@@ -224,4 +239,5 @@ def open_store(directory: Path, source: str, fingerprint: str) -> GraphStore:
         name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in meta["arrays"]
     }
-    return GraphStore(arrays, directory / INFOS, source, fingerprint)
+    skipped = {int(index): str(sentence) for index, sentence in meta["skipped"]}
+    return GraphStore(arrays, directory / INFOS, source, fingerprint, skipped)

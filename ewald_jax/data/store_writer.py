@@ -33,10 +33,15 @@ class StoreWriter:
         """Args: directory: Where to write; None keeps everything in memory."""
         self._directory = directory
         self._columns: dict[str, _Column] = {}
+        self._count = 0
         self._infos: list[dict[str, Any]] = []
         self._info_file: BinaryIO | None = None
         if directory is not None:
             self._info_file = open(directory / INFOS, "wb")
+
+    def __len__(self) -> int:
+        """Structures so far."""
+        return self._count
 
     def __enter__(self) -> "StoreWriter":
         """Nothing to do: files are open already."""
@@ -59,6 +64,7 @@ class StoreWriter:
     ) -> None:
         """Appends one structure; all must have the same labels, and far edges or none."""
         graph, far_edges = structure.graph, structure.far_edges
+        self._count += 1
         rows = {
             **graph.nodes,
             **graph.edges,
@@ -85,14 +91,23 @@ class StoreWriter:
         else:
             self._info_file.write(json.dumps(info).encode() + b"\n")
 
-    def finish(self) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """Completes the files, or returns what was collected in memory."""
+    def finish(
+        self, skipped: Mapping[int, str] | None = None
+    ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+        """Completes the files, or returns what was collected in memory.
+
+        Args:
+            skipped: Sentences about structures that were left out, by their number.
+        """
         arrays = {name: column.finish() for name, column in self._columns.items()}
         if self._directory is None:
             return arrays, self._infos
         self._info_file.close()
         size = (self._directory / INFOS).stat().st_size
-        meta = json.dumps({"arrays": sorted(arrays), "infos_bytes": size})
+        left_out = sorted((skipped or {}).items())
+        meta = json.dumps(
+            {"arrays": sorted(arrays), "infos_bytes": size, "skipped": left_out}
+        )
         # Last, so that a directory with this file has all the others.
         (self._directory / META).write_text(meta, encoding="utf-8")
         return {}, []

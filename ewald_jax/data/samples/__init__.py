@@ -59,7 +59,7 @@ def read_sample(name: str, path: Path | None = None) -> list[Atoms]:
     Returns:
         One ``ase.Atoms`` per structure, in file order.
     """
-    from ewald_jax.data.ase_files import read_extxyz
+    from ewald_jax.data.extxyz import read_extxyz
 
     return list(read_extxyz(path or sample_path(name)))
 

@@ -1,0 +1,159 @@
+"""OC20 as LMDB files of pickled `torch_geometric` graphs, read without PyTorch.
+
+Records are `Data` objects of torch_geometric 1.x (attributes in one dictionary) or 2.x (in a
+store within it) with torch tensors, under the keys 0, 1, ...; the key ``length`` holds their
+number. The pickles go through `data.restricted`, which knows these objects and no others.
+
+S2EF records hold ``y`` (adsorption energy) and ``force``; IS2RE records ``y_relaxed``, the
+energy of the relaxed structure, which becomes the energy of the initial one.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+
+from ewald_jax.data.lmdb_files import numbered_keys, open_lmdb
+from ewald_jax.data.reading import Reader, attempt
+from ewald_jax.data.restricted import restricted_loads
+from ewald_jax.data.stand_ins import Record
+from ewald_jax.data.torch_pickle import TORCH
+from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
+from ewald_jax.typing import InputError
+
+_LENGTH = b"length"
+_RECORD = "record"
+_DATA = "torch_geometric.data"
+
+TABLE: Mapping[str, Any] = {
+    **TORCH,
+    f"{_DATA}.data.Data": Record,
+    f"{_DATA}.storage.GlobalStorage": Record,
+    **{f"{_DATA}.data.{name}": name for name in ("DataEdgeAttr", "DataTensorAttr")},
+}
+"""Stand-ins of what a record may name."""
+
+
+def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
+    """Structures of an OC20 LMDB file, S2EF or IS2RE.
+
+    Yields:
+        Periodic structures with the adsorption energy, eV, for S2EF forces, eV/Å, tags (0
+        below the surface, 1 surface, 2 adsorbate) and fixed atoms as constraints. In `info`:
+        ``sid``, ``fid``, and of IS2RE ``initial_energy``, eV.
+
+    Raises:
+        InputError: If the file is torn, or a record holds anything but such a graph.
+    """
+    with open_lmdb(path) as transaction:
+        keys = numbered_keys(transaction)
+        _check_length(transaction.get(_LENGTH), len(keys))
+        for key in keys:
+            yield attempt(_read, bytes(transaction.get(b"%d" % key)))
+
+
+def _read(raw: bytes) -> ase.Atoms:
+    return _structure(_attributes(_loads(raw)))
+
+
+def _loads(raw: Any) -> Any:
+    try:
+        return restricted_loads(bytes(raw), TABLE, _RECORD)
+    except InputError as error:  # whoever asked says where it is
+        raise InputError(str(error).removeprefix(f"{_RECORD}: ")) from error
+
+
+def _check_length(raw: Any, count: int) -> None:
+    if raw is None:
+        raise InputError(
+            f"cannot be read: the key 'length' is missing beside {count} records, expected "
+            "OC20's LMDB layout; is the file complete?"
+        )
+    length = _loads(raw)
+    if type(length) is not int or length != count:
+        raise InputError(
+            f"cannot be read: the key 'length' says {length!r:.20}, but there are {count} "
+            "records; expected one for each number below it"
+        )
+
+
+def _attributes(found: Any) -> dict[str, Any]:
+    """Of either layout, without those that are not set."""
+    store = found.get("_store") if isinstance(found, dict) else None
+    if isinstance(store, dict):
+        found = store.get("_mapping")
+    if not isinstance(found, dict):
+        raise InputError("is no graph, expected a torch_geometric Data object")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _structure(data: Mapping[str, Any]) -> ase.Atoms:
+    numbers = _whole(data, "atomic_numbers", 1, MAX_ATOMIC_NUMBER)
+    n = len(numbers)
+    if n == 0:
+        raise InputError("has no atoms, expected at least one")
+    if "natoms" in data and int(_array(data, "natoms", ((), (1,))).reshape(())) != n:
+        raise InputError(f"has natoms other than its {n} atomic_numbers, expected the same")
+    positions = _array(data, "pos", ((n, 3),))
+    cell = _array(data, "cell", ((1, 3, 3), (3, 3)))
+    atoms = ase.Atoms(numbers, positions, cell=cell.reshape(3, 3), pbc=True)
+    if "tags" in data:
+        atoms.set_tags(_whole(data, "tags", 0, 2, n))
+    if "fixed" in data:
+        fixed = np.flatnonzero(_whole(data, "fixed", 0, 1, n))
+        atoms.set_constraint([FixAtoms(fixed)] if len(fixed) else None)
+    results = {}
+    energy = "y_relaxed" if "y_relaxed" in data else "y"
+    if energy in data:
+        results["energy"] = _scalar(data, energy)
+    if "force" in data:
+        results["forces"] = _array(data, "force", ((n, 3),))
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    if energy == "y_relaxed" and "y_init" in data:
+        atoms.info["initial_energy"] = _scalar(data, "y_init")
+    for key in ("sid", "fid"):
+        if key in data:
+            atoms.info[key] = int(_scalar(data, key))
+    return atoms
+
+
+def _array(
+    data: Mapping[str, Any], key: str, shapes: tuple[tuple[int, ...], ...]
+) -> np.ndarray:
+    if key not in data:
+        raise InputError(f"has no {key!r}, expected it in an OC20 graph")
+    try:
+        array = np.asarray(data[key])
+    except ValueError:
+        array = np.zeros(0, object)
+    if array.dtype.kind not in "iufb" or (shapes and array.shape not in shapes):
+        words = " or ".join(map(str, shapes)) or "[atoms]"
+        raise InputError(
+            f"has {key!r} of {array.dtype.name} with the shape {array.shape}, expected "
+            f"numbers with the shape {words}"
+        )
+    return array.astype(np.float64)
+
+
+def _scalar(data: Mapping[str, Any], key: str) -> float:
+    return float(_array(data, key, ((), (1,))).reshape(()))
+
+
+def _whole(
+    data: Mapping[str, Any], key: str, low: int, high: int, length: int | None = None
+) -> np.ndarray:
+    """Whole numbers [atoms]; OC20 stores them as floats."""
+    array = _array(data, key, () if length is None else ((length,),))
+    if array.ndim != 1 or not np.all((array >= low) & (array <= high) & (array % 1 == 0)):
+        raise InputError(
+            f"has {key!r} out of range, expected whole numbers {low} to {high}"
+        )
+    return array.astype(np.int64)
+
+
+READER = Reader(read_oc20_lmdb, (".lmdb",))

@@ -1,0 +1,113 @@
+"""Entries of the cache built by several processes, a file to each."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from ewald_jax.typing import InputError
+
+
+def for_each(
+    work: Callable[..., int],
+    jobs: Sequence[tuple[Any, ...]],
+    workers: int,
+    advance: Callable[[int, int], None] = lambda done, structures: None,
+) -> None:
+    """Calls `work` once for each job, in processes of its own.
+
+    Args:
+        work: An importable function; returns the number of structures.
+        jobs: Its arguments; the first is the file, for messages.
+        workers: Processes.
+        advance: Called with the jobs done so far and their structures.
+
+    Raises:
+        InputError: The first one of a job; the jobs that had begun are stopped, and leave
+            nothing behind. As for an interruption.
+    """
+    context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=context, initializer=_stop_cleanly
+    )
+    try:
+        # A few ahead of the workers: a folder may have thousands of files.
+        waiting, running, structures, done = list(jobs)[::-1], {}, 0, 0
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:
+                job = waiting.pop()
+                running[pool.submit(work, *job)] = job[0]
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                structures += _result(future, running.pop(future))
+                done += 1
+                advance(done, structures)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            with contextlib.suppress(OSError, ValueError):
+                process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future, path: Path) -> int:
+    try:
+        return future.result()
+    except (InputError, KeyboardInterrupt):
+        raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be converted ({error})") from error
+    except Exception as error:
+        raise InputError(
+            f"{path}: the process that converted it ended ({type(error).__name__}), perhaps "
+            "for lack of memory; expected it to finish, try fewer workers"
+        ) from error
+
+
+def _stop_cleanly() -> None:
+    """Lets what is under way remove its files when a worker is told to end."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def file_progress(files: int, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over files, on stderr; yields the `advance` of `for_each`."""
+    if not shown:
+        yield lambda done, structures: None
+        return
+    columns = (
+        TextColumn("graphs of {task.total} files"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[structures]:,} structures"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=files, structures=0)
+        yield lambda done, count: bar.update(task, completed=done, structures=count)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,126 @@
+"""Numbers that look like those of another unit.
+
+Bonds have nearly the length of two covalent radii, whatever the system, which gives the unit
+of length away. Forces of unrelaxed structures are of the order of 1 eV/Å, and energies of equal
+composition differ by less than a few eV per atom. Where a number is out of its range, and
+another unit brings it back, that unit is named. Warnings are guesses: nothing is changed.
+"""
+
+import numpy as np
+from ase.data import covalent_radii
+
+from ewald_jax.data.dataset import GraphDataset
+from ewald_jax.data.file_units import unit_factor
+from ewald_jax.graph.schema import CELL, ENERGY, FORCES, POSITIONS, SHIFTS, SPECIES
+
+_SAMPLE = 200
+_BOND = (0.65, 1.6)
+_FORCE = (0.02, 15.0)
+_SPREAD = 20.0
+"""Of energies per atom about the fit by composition, eV: more is no chemistry."""
+_LENGTHS = ("Angstrom", "Bohr", "nm")
+_ENERGIES = ("eV", "kcal/mol", "kJ/mol", "Hartree", "meV")
+
+
+def unit_warnings(
+    dataset: GraphDataset, energy_unit: str = "eV", length_unit: str = "Angstrom"
+) -> list[str]:
+    """Sentences about units that do not seem to be those of the file.
+
+    Args:
+        dataset: Read with these units.
+        energy_unit: What the file's energies were taken for.
+        length_unit: What its lengths were taken for.
+
+    Returns:
+        At most one sentence for lengths, and one for energies.
+    """
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, _SAMPLE).astype(int))
+    bonds, squares, components = [], 0.0, 0
+    for index in chosen:
+        sample = dataset[index]
+        bonds.append(_shortest_bond(sample.graph))
+        forces = sample.targets.get(FORCES)
+        if forces is not None:
+            squares += float(np.sum(np.square(forces)))
+            components += forces.size
+    found = []
+    bonds = np.asarray(bonds)[np.isfinite(bonds)]
+    if len(bonds):
+        found += _lengths(float(np.median(bonds)), length_unit)
+    if not found and components:
+        found += _forces(np.sqrt(squares / components), energy_unit, length_unit)
+    if not found and ENERGY in dataset.labels:
+        found += _energies(dataset, chosen, energy_unit)
+    return found
+
+
+def _lengths(bond: float, unit: str) -> list[str]:
+    """By the shortest bond over the sum of its covalent radii."""
+    if _BOND[0] <= bond <= _BOND[1]:
+        return []
+    likely = [
+        other
+        for other in _LENGTHS
+        if _BOND[0]
+        <= bond * unit_factor(other, "length") / unit_factor(unit, "length")
+        <= _BOND[1]
+    ]
+    return [
+        f"the shortest bonds are {bond:.2g} times the sum of covalent radii: data.length_unit "
+        f"{unit!r} seems wrong{_perhaps(likely)}"
+    ]
+
+
+def _forces(rms: float, energy_unit: str, length_unit: str) -> list[str]:
+    """By the root mean square of force components; zero is relaxed, not a unit."""
+    if rms <= _FORCE[1]:
+        return []
+    likely = _others(rms, energy_unit, _FORCE)
+    return [
+        f"forces of {rms:.3g} eV/Å (root mean square) are too large for most structures: "
+        f"data.energy_unit {energy_unit!r} or data.length_unit {length_unit!r} seems wrong"
+        f"{_perhaps(likely)}"
+    ]
+
+
+def _energies(dataset: GraphDataset, chosen: np.ndarray, unit: str) -> list[str]:
+    """By the spread per atom that the composition does not explain."""
+    species = [dataset.species(index) for index in chosen]
+    seen = np.unique(np.concatenate(species))
+    counts = np.array([[np.sum(s == z) for z in seen] for s in species], float)
+    if len(chosen) < 4 * len(seen):  # the fit would explain anything
+        return []
+    energies = dataset.energies[chosen]
+    left = energies - counts @ np.linalg.lstsq(counts, energies)[0]
+    spread = float(np.median(np.abs(left) / counts.sum(axis=1)))
+    if spread <= _SPREAD:
+        return []
+    likely = _others(spread, unit, (0.0, _SPREAD / 10))
+    return [
+        f"energies of equal composition differ by {spread:.3g} eV per atom: data.energy_unit "
+        f"{unit!r} seems wrong{_perhaps(likely)}"
+    ]
+
+
+def _others(value: float, unit: str, bounds: tuple[float, float]) -> list[str]:
+    """Units of energy in which the numbers of the file would be within bounds."""
+    raw = value / unit_factor(unit, "energy")
+    return [
+        other
+        for other in _ENERGIES
+        if bounds[0] <= raw * unit_factor(other, "energy") <= bounds[1]
+    ]
+
+
+def _perhaps(likely: list[str]) -> str:
+    return f", perhaps it is {likely[0]}" if likely else ""
+
+
+def _shortest_bond(graph) -> float:
+    """The smallest ratio of an edge to the sum of the covalent radii of its atoms."""
+    nodes, z = graph.nodes[POSITIONS], graph.nodes[SPECIES]
+    vectors = nodes[graph.senders] + graph.edges[SHIFTS] @ graph.globals[CELL][0]
+    lengths = np.linalg.norm(vectors - nodes[graph.receivers], axis=1)
+    radii = covalent_radii[z[graph.senders]] + covalent_radii[z[graph.receivers]]
+    return float(np.min(lengths / radii, initial=np.inf))
