@@ -145,7 +145,7 @@ def test_a_missing_energy_key_is_answered_with_the_keys_there_are(workplace, tmp
     [
         ("data.val_size=24", "not enough structures for the split 'val'"),
         ("data.test_size=100", "not enough structures for the split 'test'"),
-        ("data.split=far", "data.split is 'far', expected 'random' or 'key'"),
+        ("data.split=far", "data.split is 'far', expected 'random', 'key' or"),
         ("data.limit=-1", "must be 0 or more"),
         ("data.labels=[charge]", "data.labels has 'charge', expected some of energy"),
         ("data.energy_unit=parsec", "unknown unit of energy 'parsec'"),

@@ -234,5 +234,7 @@ def sample_sets(name):
 
 def test_unknown_split():
     dataset = dataset_from_atoms([atoms_of(i) for i in range(5)], 3.0)
-    with pytest.raises(InputError, match="data.split is 'far', expected 'random' or 'key'"):
+    with pytest.raises(
+        InputError, match="data.split is 'far', expected 'random', 'key' or"
+    ):
         split_dataset(DataConfig(path="x", split="far"), dataset)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, samples
+from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, oe62, samples
 from ewald_jax.data.cache import (
     cache_directory,
     cached_store,
@@ -18,6 +18,7 @@ from ewald_jax.data.cache import (
     store_from_atoms,
 )
 from ewald_jax.data.dataset import GraphDataset
+from ewald_jax.data.dispersion import parse_dispersion
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
 from ewald_jax.data.parallel import file_progress, for_each
@@ -31,6 +32,7 @@ READERS: dict[str, Reader] = {
     "oc20_s2ef": oc20_s2ef.READER,
     "oc20_lmdb": oc20_lmdb.READER,
     "aselmdb": aselmdb.READER,
+    **oe62.OE62_READERS,
 }
 """Readers by the name that `DataConfig.kind` takes."""
 
@@ -61,8 +63,14 @@ class DataConfig:
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
         on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so.
-        split: ``random``, ``key``, or a split of the sample set; "" is the sample set's own
-            or else ``random``. Not used with `train`.
+        subtract: Dispersion to take off energies (forces, stress), such as ``PBE0-D3(BJ)``
+            or ``PBE-D3(zero)-ATM``, computed by dftd3; predictions are then without it, too.
+        split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample
+            set's own or else ``random``. Not used with `train`. ``oe62`` is the paper's of
+            OE62: structures in the order of pandas' ``sample(frac=1, random_state=42)``,
+            whatever `split_seed`, the last for testing, those before for validation, those
+            before for training; a `val_size` or `test_size` left at its default is the
+            paper's share, 6000 or 5489 of 61489.
         split_key: For ``key``: metadata key whose equal values stay together.
         split_seed: Seed of the shuffle.
         train_size: Share (below 1) or number of training structures; 0 is all the rest.
@@ -87,6 +95,7 @@ class DataConfig:
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
     on_error: str = "raise"
+    subtract: str = ""
     split: str = ""
     split_key: str = ""
     split_seed: int = 0
@@ -126,6 +135,8 @@ class DataConfig:
             )
         unit_factor(self.energy_unit, "energy")
         unit_factor(self.length_unit, "length")
+        if self.subtract:
+            parse_dispersion(self.subtract)
         for role in ROLES:
             size = getattr(self, f"{role}_size")
             if size < 0 or (size >= 1 and size != int(size)):
@@ -148,6 +159,7 @@ class DataConfig:
             self.energy_unit,
             self.length_unit,
             self.on_error,
+            self.subtract,
         )
 
 

@@ -189,11 +189,14 @@ def _key(
         raise InputError(
             f"{path} cannot be read ({error.strerror}), expected a readable file"
         ) from error
+    chosen = options._asdict()
+    if not options.subtract:
+        del chosen["subtract"]  # entries are older than the option
     parts = {
         "format": FORMAT_VERSION,
         "reader": reader.read.__name__,
         "content": content,
-        "options": options._asdict(),
+        "options": chosen,
         "edges": neighborhood.edge_fields(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from ewald_jax.data.dispersion import (
+    load_dispersion,
+    parse_dispersion,
+    without_dispersion,
+)
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.graph.build import check_atoms
 from ewald_jax.graph.schema import ENERGY, FORCES, FREE, STRESS
@@ -40,6 +45,7 @@ class LabelOptions(NamedTuple):
         energy_unit: Unit of energies, such as ``eV``, ``kcal/mol`` or ``Hartree``.
         length_unit: Unit of lengths, such as ``Angstrom`` or ``Bohr``.
         on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out.
+        subtract: Dispersion to take off the labels, such as ``PBE0-D3(BJ)``; "" for none.
     """
 
     energy_key: str = "energy"
@@ -49,6 +55,7 @@ class LabelOptions(NamedTuple):
     energy_unit: str = "eV"
     length_unit: str = "Angstrom"
     on_error: str = "raise"
+    subtract: str = ""
 
     def key(self, label: str) -> str:
         """The key in the file of a label."""
@@ -76,13 +83,16 @@ def standardise(
 
     Raises:
         InputError: If a label is missing, only on some structures, not finite or of the
-            wrong shape, or if a unit or label name is unknown.
+            wrong shape, if a unit or label name is unknown, or dispersion has no value.
     """
     unknown = set(options.labels or ()) - set(LABELS)
     if unknown:
         raise InputError(f"unknown label {min(unknown)!r}, expected {', '.join(LABELS)}")
     energy = unit_factor(options.energy_unit, "energy")
     length = unit_factor(options.length_unit, "length")
+    dispersion = parse_dispersion(options.subtract) if options.subtract else None
+    if dispersion and options.labels != ():
+        load_dispersion(dispersion)
     factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
     wanted: tuple[str, ...] | None = options.labels
     first = True
@@ -97,7 +107,9 @@ def standardise(
                     * factors[name]
                     for name in wanted
                 }
-                labelled, first = _with_results(atoms, results, length, options), False
+                out = _with_results(atoms, results, length, options)
+                labelled = without_dispersion(out, dispersion, where) if dispersion else out
+                first = False
         except InputError as error:
             if skipped is None:
                 raise

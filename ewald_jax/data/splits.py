@@ -1,5 +1,6 @@
-"""Which structures train, validate and test: at random, by a key, by file, or as shipped."""
+"""Which structures train, validate and test: at random, by key, by file, as published."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from ewald_jax.data.base import ROLES, DataConfig, GraphDataset
 from ewald_jax.typing import InputError
 
 _SIZES = ("train_size", "val_size", "test_size")
+_OE62_SHARES = {"val_size": 6000 / 61489, "test_size": 5489 / 61489}
+_OE62_SEED = 42
 
 
 def split_dataset(config: DataConfig, dataset: GraphDataset) -> dict[str, np.ndarray]:
@@ -31,13 +34,15 @@ def split_dataset(config: DataConfig, dataset: GraphDataset) -> dict[str, np.nda
         splits = _file_split(config, dataset)
     elif config.split in ("", "random"):
         splits = random_split(len(dataset), config)
+    elif config.split == "oe62":
+        splits = oe62_split(len(dataset), config)
     elif config.split == "key":
         values = _values(dataset, config.split_key)
         splits = group_split(values, config)
     else:
         raise InputError(
-            f"data.split is {config.split!r}, expected 'random' or 'key', or a sample set "
-            "that has such a split"
+            f"data.split is {config.split!r}, expected 'random', 'key' or 'oe62', or a "
+            "sample set that has such a split"
         )
     for role, indices in splits.items():
         if len(indices) == 0:
@@ -52,6 +57,23 @@ def random_split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
         InputError: If there are not enough structures.
     """
     order = np.random.default_rng(config.split_seed).permutation(count)
+    return _take(config, count, lambda first, wanted: order[first : first + wanted])
+
+
+def oe62_split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
+    """The paper's split of OE62: 50,000, 6,000 and 5,489 of its 61,489 molecules.
+
+    Args:
+        count: Number of structures.
+        config: Sizes; those of validation and test at their defaults are the paper's shares.
+
+    Raises:
+        InputError: If there are not enough structures.
+    """
+    # What DataFrame.sample(frac=1, random_state=42) of pandas draws.
+    order = np.random.RandomState(_OE62_SEED).permutation(count)[::-1]  # noqa: NPY002
+    shares = {key: s for key, s in _OE62_SHARES.items() if _is_default(config, key)}
+    config = dataclasses.replace(config, **shares)
     return _take(config, count, lambda first, wanted: order[first : first + wanted])
 
 
@@ -158,10 +180,14 @@ def _sample_split(config: DataConfig, dataset: GraphDataset) -> dict[str, np.nda
 
 def _refuse_sizes(config: DataConfig, keys: Sequence[str], reason: str) -> None:
     for key in keys:
-        if getattr(config, key) != DataConfig.__dataclass_fields__[key].default:
+        if not _is_default(config, key):
             raise InputError(
                 f"data.{key} is set, but {reason}; expected data.limit or data.limit_eval"
             )
+
+
+def _is_default(config: DataConfig, key: str) -> bool:
+    return getattr(config, key) == DataConfig.__dataclass_fields__[key].default
 
 
 def _values(dataset: GraphDataset, key: str) -> list:

@@ -34,6 +34,7 @@ class StatisticsConfig:
         reference: ``lstsq`` fits reference energies, ``nonnegative`` fits them with every
             atom's energy at most zero (as the paper does for OE62), ``none`` leaves them 0.
         intercept: Fit a constant beside them, which becomes the mean.
+        fit_on: ``train``, the training split, or ``all`` structures (the paper's OE62).
         scale_from: ``energy``, the residual's standard deviation, or ``forces``, their RMS.
         reference_energies: eV by symbol; given ones are not fitted.
         mean: Fixed mean, eV.
@@ -42,6 +43,7 @@ class StatisticsConfig:
 
     reference: str = "lstsq"
     intercept: bool = False
+    fit_on: str = "train"
     scale_from: str = "energy"
     reference_energies: dict[str, float] = field(default_factory=dict)
     mean: float | None = None
@@ -55,6 +57,7 @@ class StatisticsConfig:
         """
         for key, known in (
             ("reference", ("lstsq", "nonnegative", "none")),
+            ("fit_on", ("train", "all")),
             ("scale_from", ("energy", "forces")),
         ):
             if getattr(self, key) not in known:
@@ -256,7 +259,7 @@ def dataset_statistics(
     indices: Sequence[int] | np.ndarray,
     config: StatisticsConfig | None = None,
 ) -> Statistics:
-    """`fit_statistics` of some structures of a data set, usually the training split.
+    """`fit_statistics` of a data set's training split, or all of it if `config` says so.
 
     Raises:
         InputError: As `fit_statistics`, and if the data set has no energies.
@@ -271,7 +274,7 @@ def dataset_statistics(
                 energies[i],
                 dataset[i].targets.get(FORCES) if wants_forces else None,
             )
-            for i in indices
+            for i in (range(len(dataset)) if config.fit_on == "all" else indices)
         ),
         config,
     )

@@ -15,6 +15,9 @@ from ewald_jax.typing import InputError
 HISTORY, METRICS, TENSORBOARD = "metrics.jsonl", "metrics.json", "tensorboard"
 _OURS = (CONFIG, STATISTICS, VERSIONS, HISTORY, METRICS, CHECKPOINTS, TENSORBOARD)
 
+# Settings that runs of earlier versions do not name, and what they did.
+_ADDED = {"data.statistics.fit_on": "train"}
+
 _MAY_DIFFER = (
     "epochs",
     "max_steps",
@@ -131,11 +134,12 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
         for key in sorted(before.keys() | now.keys()):
             if section == "train" and key in free:
                 continue
-            if before.get(key) != now.get(key):
+            default = _ADDED.get(f"{section}.{key}")
+            if before.get(key, default) != now.get(key, default):
                 what = "is of another model" if section == "model" else "is of another run"
                 raise InputError(
                     f"cannot resume: the checkpoint in {directory} {what}: {section}.{key} is "
-                    f"{before.get(key)!r} there and {now.get(key)!r} here"
+                    f"{before.get(key, default)!r} there and {now.get(key, default)!r} here"
                 )
 
 
