@@ -5,6 +5,7 @@ import time
 
 import ase
 import jax
+import jraph
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -315,3 +316,24 @@ def test_two_epochs_at_once(dataset):
     pairs = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
     assert numbers_of(a for a, _ in pairs) == loader.order(0).tolist()
     assert numbers_of(b for _, b in pairs) == loader.order(1).tolist()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_each_batch(count):
+    """Every structure of a batch in one of them, and all of the same shape."""
+    dataset = dataset_from_atoms(structures(range(2, 22)), 3.0)
+    options = {"batch_size": 6, "shuffle_seed": 1, "max_buckets": 3, "prefetch": 0}
+    alone = Loader(dataset, **options)
+    parts = [Loader(dataset, process=(i, count), **options) for i in range(count)]
+    batches = [list(part.epoch(2)) for part in parts]
+    # 20 structures: three batches of 6, and two more, too few for three processes.
+    assert {len(found) for found in batches} == {4 if count == 2 else 3}
+    order = alone.order(2)
+    for number, group in enumerate(zip(*batches, strict=True)):
+        assert len({str(jax.tree.map(np.shape, batch)) for batch in group}) == 1
+        # The last graph of a batch is padding.
+        found = [n for b in group for n in b.graph.n_node[:-1].tolist() if n > 0]
+        wanted = dataset.n_node[order[6 * number : 6 * number + 6]]
+        assert sorted(found) == sorted(wanted)
+    with pytest.raises(InputError, match="at least 3, one for each of 3 processes"):
+        Loader(dataset, batch_size=2, process=(0, 3))

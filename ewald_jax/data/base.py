@@ -10,7 +10,15 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import ase_files, aselmdb, oc20_lmdb, oc20_s2ef, oe62, samples
+from ewald_jax.data import (
+    ase_files,
+    aselmdb,
+    npz_files,
+    oc20_lmdb,
+    oc20_s2ef,
+    oe62,
+    samples,
+)
 from ewald_jax.data.cache import (
     cache_directory,
     cached_store,
@@ -32,6 +40,7 @@ READERS: dict[str, Reader] = {
     "oc20_s2ef": oc20_s2ef.READER,
     "oc20_lmdb": oc20_lmdb.READER,
     "aselmdb": aselmdb.READER,
+    "npz": npz_files.READER,
     **oe62.OE62_READERS,
 }
 """Readers by the name that `DataConfig.kind` takes."""

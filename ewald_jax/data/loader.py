@@ -49,6 +49,7 @@ class Loader:
         dtype: np.dtype | type = np.float32,
         max_buckets: int = 4,
         prefetch: int = 2,
+        process: tuple[int, int] = (0, 1),
     ):
         """Chooses the shapes of all batches; reads nothing yet.
 
@@ -63,23 +64,33 @@ class Loader:
             dtype: Of floats in a batch.
             max_buckets: Most shapes that are made when `budgets` is None.
             prefetch: Batches made ahead by a thread, 0 for none and no thread.
+            process: ``(jax.process_index(), jax.process_count())`` where several processes
+                share each batch: every one gets its part of the structures, padded to the
+                same shape. What is left of an epoch for a batch with fewer structures than
+                processes is left out.
 
         Raises:
-            InputError: If there are no structures, or one of them fits no budget.
+            InputError: If there are no structures, one of them fits no budget, or a batch
+                has fewer structures than there are processes.
         """
         self.dataset = dataset
         self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
         self.batch_size = batch_size
         self._statistics, self._seed, self._dtype = statistics, shuffle_seed, dtype
-        self._prefetch = prefetch
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1")
+        self._prefetch, self._process = prefetch, process
+        if batch_size < process[1]:
+            processes = (
+                "" if process[1] == 1 else f", one for each of {process[1]} processes"
+            )
+            raise InputError(
+                f"batch_size is {batch_size}, expected at least {process[1]}{processes}"
+            )
         if len(self.indices) == 0:
             raise InputError("a loader needs at least one structure, the split is empty")
         if budgets is None:
             budgets = budgets_from_sizes(
                 dataset.sizes.take(self.indices),
-                batch_size,
+                -(-batch_size // process[1]),
                 max_buckets,
                 triplets=dataset.neighborhood.triplets,
             )
@@ -89,7 +100,8 @@ class Loader:
     @property
     def num_batches(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self.indices) // self.batch_size)
+        whole, left = divmod(len(self.indices), self.batch_size)
+        return whole + (left >= self._process[1])
 
     def order(self, epoch: int) -> np.ndarray:
         """[structures] the structures of an epoch in the order of their batches."""
@@ -115,12 +127,16 @@ class Loader:
         return _ahead(batches, self._prefetch) if self._prefetch > 0 else batches
 
     def _batch(self, indices: np.ndarray) -> Batch:
-        samples = [self.dataset[index] for index in indices]
-        sizes = self.dataset.sizes.take(indices)
+        here, count = self._process
+        parts = [self.dataset.sizes.take(indices[i::count]) for i in range(count)]
+        # All processes run the same program: the shape must hold the largest part.
+        shapes = [choose_budget(self.budgets, sizes) for sizes in parts]
+        samples = [self.dataset[index] for index in indices[here::count]]
+        sizes = parts[here]
         batch = batch_graphs(
             [sample.structure for sample in samples],
             [sample.targets for sample in samples],
-            choose_budget(self.budgets, sizes),
+            max(shapes, key=self.budgets.index),
             self.dataset.neighborhood.triplets,
         )
         return self._cast(batch, sizes.n_node)
