@@ -331,8 +331,8 @@ def test_processes_share_each_batch(count):
     order = alone.order(2)
     for number, group in enumerate(zip(*batches, strict=True)):
         assert len({str(jax.tree.map(np.shape, batch)) for batch in group}) == 1
-        # The last graph of a batch is padding.
-        found = [n for b in group for n in b.graph.n_node[:-1].tolist() if n > 0]
+        masks = [jraph.get_graph_padding_mask(b.graph) for b in group]
+        found = [n for b, m in zip(group, masks, strict=True) for n in b.graph.n_node[m]]
         wanted = dataset.n_node[order[6 * number : 6 * number + 6]]
         assert sorted(found) == sorted(wanted)
     with pytest.raises(InputError, match="at least 3, one for each of 3 processes"):
