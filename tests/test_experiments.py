@@ -58,6 +58,21 @@ def test_summary_is_mean_spread_and_ratio_to_the_first_variant(scripts):
     assert "; with `a=1`." in table
 
 
+def test_other_test_sets_have_rows_of_their_own(scripts):
+    compare, *_ = scripts
+    results = [_result("baseline", 0, 0.4), _result("voxel", 0, 0.1)]
+    for result, error in zip(results, (0.8, 0.6), strict=True):
+        result["metrics"]["sapt10k_charged"] = {"energy_mae": error}
+    rows = compare.summarise(results)
+    assert [(row["data"], row["variant"]) for row in rows] == [
+        ("dimers", "baseline"),
+        ("dimers", "voxel"),
+        ("sapt10k_charged", "baseline"),
+        ("sapt10k_charged", "voxel"),
+    ]
+    assert [row["ratio"] for row in rows] == pytest.approx([1, 0.25, 1, 0.75])
+
+
 def test_report_fills_only_between_the_marks(scripts):
     *_, report = scripts
     text = "a\n<!-- table x -->\nold\n<!-- end x -->\nb\n<!-- table y -->\n<!-- end y -->\n"

@@ -56,11 +56,12 @@ def run(command: list[str], folder: Path) -> str:
 
 def test_commands_then_python(workplace):
     shell = blocks("bash", "Train, evaluate, predict")
-    assert shell.count("ewald-jax ") == 5
+    assert shell.count("ewald-jax ") == 7
     shell = re.sub(r"(ewald-jax train [^\n]*)", rf"\1 {SHORT}", shell)
     shell = shell.replace("benchmark kspace", "benchmark kspace --nodes 50 --repeats 1")
     run(["bash", "-euo", "pipefail", "-c", shell], workplace)
     assert (workplace / "predicted.extxyz").exists()
+    assert (workplace / "runs/dimers.png").exists()
 
     program = blocks("python", "Train, evaluate, predict")
     # Elements and boundaries as in the training data, so nothing is refused.
