@@ -23,7 +23,7 @@ from ewald_jax.cli.common import command, note
 from ewald_jax.typing import InputError, PyTree
 
 HERE = Path(__file__).resolve().parent
-SIZES = np.geomspace(12.0, 96.0, 13)
+SIZES = np.geomspace(12.0, 72.0, 12)
 DISTANCES = np.geomspace(8.0, 200.0, 15)
 PBC = {"wire": [True, False, False], "slab": [True, True, False], "crystal": [True] * 3}
 
