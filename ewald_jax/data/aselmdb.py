@@ -18,8 +18,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data.lmdb_files import numbered_keys, open_lmdb
-from ewald_jax.data.reading import Reader, attempt
+from ewald_jax.data.lmdb_files import LmdbFile, open_lmdb
+from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
@@ -39,34 +39,34 @@ def read_aselmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
     Raises:
         InputError: If the file is torn, or a row is broken.
     """
-    with open_lmdb(path) as transaction:
-        keys = numbered_keys(transaction)
-        _check_count(transaction, len(keys))
+    with open_lmdb(path) as file:
+        keys = file.numbers()
+        _check_count(file, len(keys))
         for key in keys:
-            yield attempt(_read, bytes(transaction.get(b"%d" % key)))
+            yield attempt(_read, file.get(b"%d" % key))
 
 
 def _read(raw: bytes) -> ase.Atoms:
     return _structure(_decoded(raw))
 
 
-def _check_count(transaction: Any, count: int) -> None:
+def _check_count(file: LmdbFile, count: int) -> None:
     """Deleted rows are gone; all others must be there."""
-    following, deleted = (transaction.get(key) for key in (b"nextid", b"deleted_ids"))
+    following, deleted = (file.get(key) for key in (b"nextid", b"deleted_ids"))
     if following is None:
-        raise InputError(
+        raise BrokenFileError(
             "cannot be read: the key 'nextid' is missing, expected an ASE database in an "
             "LMDB file; is it complete?"
         )
-    following = _decoded(bytes(following))
-    deleted = [] if deleted is None else _decoded(bytes(deleted))
+    following = _decoded(following)
+    deleted = [] if deleted is None else _decoded(deleted)
     if type(following) is not int or not isinstance(deleted, list):
-        raise InputError(
+        raise BrokenFileError(
             "cannot be read: 'nextid' or 'deleted_ids' is broken, expected an ASE database"
         )
     expected = following - 1 - len(deleted)
     if expected != count:
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: there are {count} rows, expected {expected} as the file says; "
             "is it complete?"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 import ase
 import numpy as np
 
-from ewald_jax.data.reading import Reader, attempt
+from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
@@ -38,12 +38,12 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
         try:
             arrays = {name: file[name] for name in file.files}
         except ValueError as error:
-            raise InputError(
+            raise BrokenFileError(
                 f"cannot be read ({error}), expected arrays of numbers"
             ) from error
     positions = _required(arrays, _POSITIONS, "positions")
     if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: its positions have the shape {positions.shape}, expected "
             "(structures, atoms, 3)"
         )
@@ -52,7 +52,7 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
     if numbers.shape == (width,):
         numbers = np.broadcast_to(numbers, (count, width))
     if numbers.shape != (count, width) or numbers.dtype.kind not in "fiu":
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: its atomic numbers have the shape {numbers.shape}, expected "
             f"({count}, {width}) or ({width},)"
         )
@@ -78,7 +78,7 @@ def _required(
         if name in arrays:
             return arrays.pop(name)
     present = ", ".join(map(repr, sorted(arrays))) or "nothing"
-    raise InputError(
+    raise BrokenFileError(
         f"cannot be read: it has no {what}, but {present}; expected one of {', '.join(names)}"
     )
 

@@ -17,8 +17,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data.lmdb_files import numbered_keys, open_lmdb
-from ewald_jax.data.reading import Reader, attempt
+from ewald_jax.data.lmdb_files import open_lmdb
+from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.data.restricted import restricted_loads
 from ewald_jax.data.stand_ins import Record
 from ewald_jax.data.torch_pickle import TORCH
@@ -49,11 +49,11 @@ def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
     Raises:
         InputError: If the file is torn, or a record holds anything but such a graph.
     """
-    with open_lmdb(path) as transaction:
-        keys = numbered_keys(transaction)
-        _check_length(transaction.get(_LENGTH), len(keys))
+    with open_lmdb(path) as file:
+        keys = file.numbers()
+        _check_length(file.get(_LENGTH), len(keys))
         for key in keys:
-            yield attempt(_read, bytes(transaction.get(b"%d" % key)))
+            yield attempt(_read, file.get(b"%d" % key))
 
 
 def _read(raw: bytes) -> ase.Atoms:
@@ -67,15 +67,18 @@ def _loads(raw: Any) -> Any:
         raise InputError(str(error).removeprefix(f"{_RECORD}: ")) from error
 
 
-def _check_length(raw: Any, count: int) -> None:
+def _check_length(raw: bytes | None, count: int) -> None:
     if raw is None:
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: the key 'length' is missing beside {count} records, expected "
             "OC20's LMDB layout; is the file complete?"
         )
-    length = _loads(raw)
+    try:
+        length = _loads(raw)
+    except InputError as error:
+        raise BrokenFileError(f"cannot be read: its key 'length' {error}") from error
     if type(length) is not int or length != count:
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: the key 'length' says {length!r:.20}, but there are {count} "
             "records; expected one for each number below it"
         )

@@ -16,7 +16,7 @@ import ase
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ewald_jax.data.extxyz import COMPRESSED, parse_frame, split_frames
-from ewald_jax.data.reading import Reader, attempt
+from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.typing import InputError
 
 _FRAMES = re.compile(r"(.+)\.(ext)?xyz(\.xz|\.gz)?$", re.IGNORECASE)
@@ -86,7 +86,7 @@ def _read(path: Path) -> list[str]:
             return stream.read().splitlines()
     # Broken archives and bytes fail in many ways.
     except Exception as error:
-        raise InputError(
+        raise BrokenFileError(
             f"cannot be read: its companion {path.name} is damaged ({error}), expected lines "
             f"of '{_LINE}'"
         ) from error

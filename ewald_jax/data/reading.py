@@ -14,6 +14,10 @@ import ase
 from ewald_jax.typing import InputError
 
 
+class BrokenFileError(InputError):
+    """A file as a whole cannot be read; the message goes on after its name."""
+
+
 class Reader(NamedTuple):
     """How files of one kind are read.
 
@@ -101,6 +105,8 @@ def attempt(make: Callable[..., ase.Atoms], *arguments: Any) -> ase.Atoms | Exce
 
 
 def _broken(path: Path, reader: Reader, index: int, error: Exception) -> InputError:
+    if isinstance(error, BrokenFileError):
+        return InputError(f"{path} {error}")
     where = f"{path}: structure {index}"
     if isinstance(error, InputError):
         return InputError(f"{where} {error}")
