@@ -1,8 +1,4 @@
-"""The config of a data set, and how its files become one.
-
-A new kind of file is one new module with a reader (see `reading.Reader`): a generator
-from a path to `ase.Atoms`, and one line in `READERS`.
-"""
+"""The config of a data set, and how its files become one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,15 +6,7 @@ from pathlib import Path
 
 import ase
 
-from ewald_jax.data import (
-    ase_files,
-    aselmdb,
-    npz_files,
-    oc20_lmdb,
-    oc20_s2ef,
-    oe62,
-    samples,
-)
+from ewald_jax.data import samples
 from ewald_jax.data.cache import (
     cache_directory,
     cached_store,
@@ -30,20 +18,11 @@ from ewald_jax.data.dispersion import parse_dispersion
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
 from ewald_jax.data.parallel import file_progress, for_each
-from ewald_jax.data.reading import Reader, kind_of
+from ewald_jax.data.readers import READERS
+from ewald_jax.data.reading import kind_of
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
-
-READERS: dict[str, Reader] = {
-    **ase_files.ASE_READERS,
-    "oc20_s2ef": oc20_s2ef.READER,
-    "oc20_lmdb": oc20_lmdb.READER,
-    "aselmdb": aselmdb.READER,
-    "npz": npz_files.READER,
-    **oe62.OE62_READERS,
-}
-"""Readers by the name that `DataConfig.kind` takes."""
 
 ROLES = ("train", "val", "test")
 
