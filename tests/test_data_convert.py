@@ -149,7 +149,7 @@ def test_inspect_draws_and_counts_what_it_left_out(folder):
     path = folder / "files/2.extxyz"
     path.write_text(path.read_text().replace("O ", "Qq", 1))
     arguments = [path, "data.on_error=skip", "data.cache_dir=none"]
-    picture = folder / "x.png"
+    picture = folder / "x$_$^.png"
     result = run("data", "inspect", *arguments, "--picture", picture)
     assert result.exit_code == 0, result.output
     assert "1 broken structures were left out" in result.stderr

@@ -2,7 +2,6 @@
 that asks for anything but a graph is refused, unexecuted.
 
 The layouts are assembled in `oc20_files`; files of the real OC20 are compared where they are.
-`reference/ase_db_backends.aselmdb` was written by ase-db-backends 0.11 with ASE 3.29.
 """
 
 import lzma
@@ -21,14 +20,12 @@ from oc20_files import (
     dumps,
     record,
     s2ef,
-    write_aselmdb,
     write_lmdb,
     write_s2ef,
 )
-from structures import REFERENCE
 from torch_files import Call, Named, floats, legacy_file, pickled, tensor
 
-from ewald_jax.data import READERS, DataConfig, aselmdb, load_dataset, split_dataset
+from ewald_jax.data import READERS, DataConfig, load_dataset, split_dataset
 from ewald_jax.data.oc20_lmdb import _attributes, _loads, _structure
 from ewald_jax.data.reading import iterate
 from ewald_jax.typing import InputError
@@ -127,9 +124,10 @@ def test_relaxed_energies_of_initial_structures(tmp_path, layout):
     found = attributes(
         FRAMES[1], y_init=1.5, y_relaxed=-2.5, pos_relaxed=FRAMES[2].positions
     )
-    path = write_lmdb(tmp_path / "is2re.lmdb", [record(found, layout)])
+    # As published: without a length.
+    path = write_lmdb(tmp_path / "is2re.lmdb", [record(found, layout)] * 2, None)
     dataset = load(path)
-    assert dataset.labels == ("energy", "free") and dataset.energies.tolist() == [-2.5]
+    assert dataset.labels == ("energy", "free") and dataset.energies.tolist() == [-2.5] * 2
     np.testing.assert_array_equal(dataset[0].graph.nodes["positions"], FRAMES[1].positions)
     assert dataset.info(0)["initial_energy"] == 1.5
 
@@ -372,89 +370,6 @@ def test_the_cache_notices_a_changed_companion(tmp_path):
     assert second.energies.tolist() == [-1.0, -1.25]
 
 
-# -- databases of fairchem ---------------------------------------------------------------------
-
-
-def test_a_database_that_ase_db_backends_wrote():
-    dataset = load(REFERENCE / "ase_db_backends.aselmdb")
-    # Row 2 was deleted.
-    assert [dataset.info(i)["sid"] for i in range(len(dataset))] == [100, 102, 103]
-    assert dataset.labels == ("energy", "forces", "stress", "free")
-    rng = np.random.default_rng(0)
-    energy, forces, stress = rng.normal(), rng.normal(size=(3, 3)), rng.normal(size=6)
-    sample = dataset[0]
-    assert sample.targets["energy"] == energy
-    np.testing.assert_array_equal(sample.targets["forces"], forces)
-    np.testing.assert_array_equal(np.diag(sample.targets["stress"]), stress[:3])
-    assert sample.targets["free"].tolist() == [False, True, True]
-    assert sample.tags.tolist() == [0, 1, 2]
-    assert dataset.info(0) == {"sid": 100, "source": "x", "ref_energy": -1.5}
-
-
-ROW = {
-    "numbers": [8, 1],
-    "positions": [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
-    "cell": [[5.0, 0, 0], [0, 5.0, 0], [0, 0, 5.0]],
-    "pbc": [True, True, False],
-    "energy": -1.5,
-    "forces": [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]],
-    "constraints": [{"name": "FixAtoms", "kwargs": {"indices": [-1]}}],
-    "key_value_pairs": {"sid": 7},
-    "data": {"long": [1, 2, 3]},
-}
-
-
-@pytest.mark.parametrize("compress", [True, False])
-def test_rows_of_plain_lists(tmp_path, compress):
-    path = write_aselmdb(
-        tmp_path / "x.aselmdb", [ROW, ROW | {"energy": 2}], compress=compress
-    )
-    dataset = load(path)
-    assert dataset.energies.tolist() == [-1.5, 2.0] and dataset.info(0) == {"sid": 7}
-    assert dataset[0].targets["free"].tolist() == [True, False]
-    assert dataset[0].graph.globals["pbc"].tolist() == [[True, True, False]]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"numbers": [8, 0]}, "'numbers' out of range"),
-        ({"numbers": None}, "no valid 'numbers'"),
-        ({"positions": [[0.0, 0.0, 0.0]]}, "no valid 'positions'"),
-        (
-            {"positions": {"__ndarray__": [[10**9, 3], "float64", [0.0]]}},
-            "1 values for the",
-        ),
-        ({"forces": [["a", 0, 0], [0, 0, 0]]}, "no valid 'forces'"),
-        ({"energy": None}, "has no label energy"),
-        (
-            {"constraints": [{"name": "FixAtoms", "kwargs": {"indices": [5]}}]},
-            "fixes atoms",
-        ),
-    ],
-)
-def test_broken_rows(tmp_path, change, message):
-    path = write_aselmdb(tmp_path / "x.aselmdb", [ROW, ROW | change])
-    sentence = refusal(path, "aselmdb")
-    assert sentence.startswith(": structure 1") and message in sentence, sentence
-
-
-def test_broken_databases(tmp_path):
-    missing = write_aselmdb(tmp_path / "a.aselmdb", [ROW], nextid=5, deleted=[2])
-    assert "there are 1 rows, expected 3" in refusal(missing, "aselmdb")
-    none = write_lmdb(tmp_path / "b.aselmdb", [], None, x=b"1")
-    assert "'nextid' is missing" in refusal(none, "aselmdb")
-    damaged = write_aselmdb(tmp_path / "c.aselmdb", [ROW])
-    write_lmdb(damaged, [], None, **{"1": b"x\x9cnot zlib"})
-    assert "is damaged" in refusal(damaged, "aselmdb")
-
-
-def test_a_compressed_row_cannot_take_much_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(aselmdb, "_MOST", 10_000)
-    path = write_aselmdb(tmp_path / "x.aselmdb", [ROW | {"user": "a" * 100_000}])
-    assert "expands to more than 10000 bytes" in refusal(path, "aselmdb")
-
-
 # -- broken structures left out ----------------------------------------------------------------
 
 
@@ -476,6 +391,13 @@ def test_broken_structures_are_skipped_and_counted(tmp_path):
         assert dataset.where(2).endswith("structure 4")
     with pytest.raises(InputError, match="structure 0 asks to call"):
         load_dataset(DataConfig(**settings | {"on_error": "raise"}), 3.0)
+
+
+def test_a_broken_structure_does_not_decide_the_labels(tmp_path):
+    first = attributes(FRAMES[0], y=float("nan"))
+    path = write_lmdb(tmp_path / "x.lmdb", [record(first, 2), record(s2ef(FRAMES[1]), 2)])
+    dataset = load(path, on_error="skip")
+    assert dataset.labels == ("energy", "forces", "free") and len(dataset.skipped) == 1
 
 
 def test_a_file_may_not_be_skipped_whole(tmp_path):

@@ -196,10 +196,11 @@ def plot_histograms(values: Mapping[str, np.ndarray], title: str = "") -> Figure
         whole = len(numbers) > 0 and np.all(numbers % 1 == 0) and np.ptp(numbers) < 60
         bins = np.arange(numbers.min(), numbers.max() + 2) - 0.5 if whole else 50
         axis.hist(numbers, bins=bins, color=COLORS[2], log=True)
-        axis.set(xlabel=label, ylabel="structures")
+        axis.set_xlabel(label, parse_math=False)
+        axis.set_ylabel("structures")
     for axis in axes[len(values) :]:
         axis.remove()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # names of files may have dollars
     return figure
 
 

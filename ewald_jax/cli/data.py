@@ -80,7 +80,7 @@ def inspect_data(
     print_table("", ("", "smallest", "median", "largest", "unit"), ranges)
     suspicious = summary["suspicious"]
     if suspicious:
-        rows = [(entry["structure"], entry["reason"]) for entry in suspicious[:SHOWN]]
+        rows = [(entry["where"], entry["reason"]) for entry in suspicious[:SHOWN]]
         print_table(f"{len(suspicious)} suspicious", ("structure", "reason"), rows)
         if len(suspicious) > SHOWN:
             note(f"{len(suspicious) - SHOWN} more: see --json")
@@ -156,6 +156,8 @@ def summarise(
     ]
     if "energy - reference" in by_name:
         suspicious += _outliers(by_name["energy - reference"])
+    for entry in suspicious:
+        entry["where"] = dataset.where(entry["structure"])
     ranges = {name: _range(values, unit) for (name, unit), values in columns.items()}
     return {
         "structures": len(dataset),

@@ -62,6 +62,7 @@ def train(
     from rich.console import Console
 
     from ewald_jax.config import load_config
+    from ewald_jax.data.parallel import available_cores
 
     paths, overrides = split_arguments(configs)
     if not paths:
@@ -79,6 +80,7 @@ def train(
         progress=progress,
         # With --json, stdout holds the result and nothing else.
         console=Console(stderr=True, soft_wrap=True, highlight=False) if as_json else None,
+        workers=available_cores(),
     )
     if as_json:
         print_json(
@@ -111,6 +113,7 @@ def run_training(
     init: Path | None = None,
     progress: bool = True,
     console: "Console | None" = None,
+    workers: int = 1,
 ) -> "FitResult":
     """From a composed config to a trained model: what the verb does, for scripts.
 
@@ -123,6 +126,8 @@ def run_training(
             config names one. Not looked at where a training continues.
         progress: Show progress.
         console: Where to show it; None is standard output.
+        workers: Processes that build graphs; a script needs ``if __name__ == "__main__"``
+            for more than one.
 
     Returns:
         As `ewald_jax.train.loop.fit`.
@@ -131,7 +136,6 @@ def run_training(
         InputError: If the data are broken, or the directory is in use.
     """
     from ewald_jax.data.base import load_dataset
-    from ewald_jax.data.parallel import available_cores
     from ewald_jax.data.splits import split_dataset
     from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
@@ -143,7 +147,7 @@ def run_training(
     continues = check_directory(output, resume, overwrite)
     initial = None if continues else find_initial(init, output, resume)
     dataset = load_dataset(
-        config.data, neighborhood(config.model), progress, workers=available_cores()
+        config.data, neighborhood(config.model), progress, workers=workers
     )
     note_skipped(dataset)
     note_units(dataset, config.data)

@@ -101,15 +101,16 @@ def standardise(
         try:
             if atoms is not None:
                 where = f"{source}: structure {index}"
-                found, wanted = _labels(atoms, wanted, first, where, options)
+                found, chosen = _labels(atoms, wanted, first, where, options)
                 results = {
                     name: _convert(name, found[name], len(atoms), where, options.key(name))
                     * factors[name]
-                    for name in wanted
+                    for name in chosen
                 }
                 out = _with_results(atoms, results, length, options)
                 labelled = without_dispersion(out, dispersion, where) if dispersion else out
-                first = False
+                # Only a structure that is whole decides what the others must have.
+                wanted, first = chosen, False
         except InputError as error:
             if skipped is None:
                 raise

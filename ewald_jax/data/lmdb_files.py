@@ -53,6 +53,10 @@ class LmdbFile:
                 f"cannot be read (a page is damaged), {_EXPECTED}"
             ) from error
 
+    def __len__(self) -> int:
+        """Number of keys, of whatever kind."""
+        return len(self._places)
+
     def numbers(self) -> list[int]:
         """The keys that are whole numbers, ascending; LMDB itself sorts 10 before 2."""
         return sorted(int(key) for key in self._places if _DIGITS.fullmatch(key))

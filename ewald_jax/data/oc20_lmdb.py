@@ -27,6 +27,7 @@ from ewald_jax.typing import InputError
 
 _LENGTH = b"length"
 _RECORD = "record"
+_INITIAL = "initial_energy"
 _DATA = "torch_geometric.data"
 
 TABLE: Mapping[str, Any] = {
@@ -51,7 +52,12 @@ def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
     """
     with open_lmdb(path) as file:
         keys = file.numbers()
-        _check_length(file.get(_LENGTH), len(keys))
+        length = file.get(_LENGTH)
+        if length is None:
+            first = attempt(_read, file.get(b"0")) if keys else None
+            _check_unmarked(keys, len(file), first)
+        else:
+            _check_length(length, keys)
         for key in keys:
             yield attempt(_read, file.get(b"%d" % key))
 
@@ -60,27 +66,32 @@ def _read(raw: bytes) -> ase.Atoms:
     return _structure(_attributes(_loads(raw)))
 
 
-def _loads(raw: Any) -> Any:
+def _loads(raw: bytes) -> Any:
     try:
-        return restricted_loads(bytes(raw), TABLE, _RECORD)
+        return restricted_loads(raw, TABLE, _RECORD)
     except InputError as error:  # whoever asked says where it is
         raise InputError(str(error).removeprefix(f"{_RECORD}: ")) from error
 
 
-def _check_length(raw: bytes | None, count: int) -> None:
-    if raw is None:
+def _check_unmarked(keys: list[int], count: int, first: Any) -> None:
+    """Only the files of IS2RE were published without a length: records and nothing else."""
+    relaxed = isinstance(first, ase.Atoms) and _INITIAL in first.info
+    if not relaxed or keys != list(range(count)):
         raise BrokenFileError(
-            f"cannot be read: the key 'length' is missing beside {count} records, expected "
-            "OC20's LMDB layout; is the file complete?"
+            f"cannot be read: the key 'length' is missing beside {len(keys)} records, "
+            "expected OC20's LMDB layout; is the file complete?"
         )
+
+
+def _check_length(raw: bytes, keys: list[int]) -> None:
     try:
         length = _loads(raw)
     except InputError as error:
         raise BrokenFileError(f"cannot be read: its key 'length' {error}") from error
-    if type(length) is not int or length != count:
+    if type(length) is not int or keys != list(range(length)):
         raise BrokenFileError(
-            f"cannot be read: the key 'length' says {length!r:.20}, but there are {count} "
-            "records; expected one for each number below it"
+            f"cannot be read: the key 'length' says {length!r:.20}, but there are "
+            f"{len(keys)} records; expected one for each number below it"
         )
 
 
@@ -118,7 +129,7 @@ def _structure(data: Mapping[str, Any]) -> ase.Atoms:
     if results:
         atoms.calc = SinglePointCalculator(atoms, **results)
     if energy == "y_relaxed" and "y_init" in data:
-        atoms.info["initial_energy"] = _scalar(data, "y_init")
+        atoms.info[_INITIAL] = _scalar(data, "y_init")
     for key in ("sid", "fid"):
         if key in data:
             atoms.info[key] = int(_scalar(data, key))
