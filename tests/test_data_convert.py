@@ -232,6 +232,20 @@ def test_units_of_energies_alone():
     assert "eV per atom: data.energy_unit 'eV' seems wrong" in sentence
 
 
+def test_total_energies_in_hartree():
+    """As read from a file of DFT with all electrons, without a unit in the config."""
+    of_atoms = {1: -0.5, 6: -37.85, 7: -54.6, 8: -75.1}
+    names = ("H2O", "CH4", "NH3", "CO2", "H2")
+    frames = [ase.build.molecule(names[i % 5]) for i in range(60)]
+    for i, atoms in enumerate(frames):
+        energy = sum(of_atoms[z] for z in atoms.numbers) + 0.01 * np.sin(i)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    (sentence,) = unit_warnings(dataset_from_atoms(frames, 3.0))
+    assert "with all electrons in Hartree" in sentence
+    right = dataset_from_atoms(frames, 3.0, LabelOptions(energy_unit="Hartree"))
+    assert unit_warnings(right, "Hartree") == []
+
+
 @pytest.mark.parametrize("name", ["dimers", "slabs"])
 def test_sample_sets_raise_no_doubts(name):
     assert unit_warnings(load_dataset(DataConfig(name=name), 5.0)) == []

@@ -50,7 +50,8 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
-        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so.
+        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so; a
+            file that cannot be read on always stops.
         subtract: Dispersion to take off energies (forces, stress), such as ``PBE0-D3(BJ)``
             or ``PBE-D3(zero)-ATM``, computed by dftd3; predictions are then without it, too.
         split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample

@@ -2,8 +2,9 @@
 
 Bonds have nearly the length of two covalent radii, whatever the system, which gives the unit
 of length away. Forces of unrelaxed structures are of the order of 1 eV/Å, and energies of equal
-composition differ by less than a few eV per atom. Where a number is out of its range, and
-another unit brings it back, that unit is named. Warnings are guesses: nothing is changed.
+composition differ by less than a few eV per atom. Total energies with all electrons are nearly
+those of their atoms, which nothing else is. Where a number is out of its range, and another
+unit brings it back, that unit is named. Warnings are guesses: nothing is changed.
 """
 
 import numpy as np
@@ -18,6 +19,9 @@ _BOND = (0.65, 1.6)
 _FORCE = (0.02, 15.0)
 _SPREAD = 20.0
 """Of energies per atom about the fit by composition, eV: more is no chemistry."""
+_ATOMS = {6: -1030.0, 7: -1486.0, 8: -2043.0}
+"""Energies of C, N and O with all electrons, eV; functionals differ by less than a percent."""
+_CLOSE = 0.03
 _LENGTHS = ("Angstrom", "Bohr", "nm")
 _ENERGIES = ("eV", "kcal/mol", "kJ/mol", "Hartree", "meV")
 
@@ -36,22 +40,22 @@ def unit_warnings(
         At most one sentence for lengths, and one for energies.
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, _SAMPLE).astype(int))
-    bonds, squares, components = [], 0.0, 0
+    bonds, sizes = [], []
     for index in chosen:
         sample = dataset[index]
         bonds.append(_shortest_bond(sample.graph))
         forces = sample.targets.get(FORCES)
         if forces is not None:
-            squares += float(np.sum(np.square(forces)))
-            components += forces.size
+            sizes.append(np.sqrt(np.mean(np.square(forces))))
     found = []
     bonds = np.asarray(bonds)[np.isfinite(bonds)]
     if len(bonds):
         found += _lengths(float(np.median(bonds)), length_unit)
-    if not found and components:
-        found += _forces(np.sqrt(squares / components), energy_unit, length_unit)
     if not found and ENERGY in dataset.labels:
         found += _energies(dataset, chosen, energy_unit)
+    if not found and sizes:
+        # Of the middle structure: one failed calculation is no unit.
+        found += _forces(float(np.median(sizes)), energy_unit, length_unit)
     return found
 
 
@@ -85,14 +89,23 @@ def _forces(rms: float, energy_unit: str, length_unit: str) -> list[str]:
 
 
 def _energies(dataset: GraphDataset, chosen: np.ndarray, unit: str) -> list[str]:
-    """By the spread per atom that the composition does not explain."""
+    """By what atoms cost with all electrons, or the spread that composition leaves."""
     species = [dataset.species(index) for index in chosen]
     seen = np.unique(np.concatenate(species))
     counts = np.array([[np.sum(s == z) for z in seen] for s in species], float)
     if len(chosen) < 4 * len(seen):  # the fit would explain anything
         return []
     energies = dataset.energies[chosen]
-    left = energies - counts @ np.linalg.lstsq(counts, energies)[0]
+    fitted, _, rank, _ = np.linalg.lstsq(counts, energies)
+    of_atoms = {int(z): e for z, e in zip(seen, fitted, strict=True) if int(z) in _ATOMS}
+    if rank < len(seen):  # what belongs to which element cannot be told
+        of_atoms = {}
+    if likely := _of_atoms(of_atoms, unit):
+        return [
+            f"energies per atom of C, N or O are those with all electrons in {likely}: "
+            f"data.energy_unit {unit!r} seems wrong, perhaps it is {likely}"
+        ]
+    left = energies - counts @ fitted
     spread = float(np.median(np.abs(left) / counts.sum(axis=1)))
     if spread <= _SPREAD:
         return []
@@ -103,14 +116,22 @@ def _energies(dataset: GraphDataset, chosen: np.ndarray, unit: str) -> list[str]
     ]
 
 
+def _of_atoms(fitted: dict[int, float], unit: str) -> str:
+    """The other unit in which fitted energies are those of atoms with all electrons."""
+    for other in _ENERGIES:
+        factor = unit_factor(other, "energy") / unit_factor(unit, "energy")
+        close = [abs(e * factor / _ATOMS[z] - 1) < _CLOSE for z, e in fitted.items()]
+        if close and all(close):
+            return "" if other == unit else other
+    return ""
+
+
 def _others(value: float, unit: str, bounds: tuple[float, float]) -> list[str]:
-    """Units of energy in which the numbers of the file would be within bounds."""
+    """Units of energy in which the numbers of the file would be within bounds, best first."""
     raw = value / unit_factor(unit, "energy")
-    return [
-        other
-        for other in _ENERGIES
-        if bounds[0] <= raw * unit_factor(other, "energy") <= bounds[1]
-    ]
+    values = {other: raw * unit_factor(other, "energy") for other in _ENERGIES}
+    likely = [other for other, x in values.items() if bounds[0] <= x <= bounds[1]]
+    return sorted(likely, key=lambda other: abs(np.log(values[other])))
 
 
 def _perhaps(likely: list[str]) -> str:
