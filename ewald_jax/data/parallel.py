@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -79,8 +81,16 @@ def _result(future: Future, path: Path) -> int:
 
 
 def _stop_cleanly() -> None:
-    """Lets what is under way remove its files when a worker is told to end."""
+    """Lets what is under way remove its files when a worker is told to end, or left alone."""
     signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A process that is killed cannot tell its workers to end."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _interrupt(number: int, frame: Any) -> None:
