@@ -104,6 +104,6 @@ def test_demo_ends_with_a_table_and_a_picture(scripts, tmp_path, capsys):
     assert "baseline" in out and "radial" in out and "dimers_far" in out
     assert (tmp_path / "binding_curves.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads(
-        (tmp_path / "dimers-schnet_small-voxel-seed0/result.json").read_text()
+        (tmp_path / "dimers-schnet_small-radial-seed0/result.json").read_text()
     )
     assert result["machine"]["cores"] >= 1
