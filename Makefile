@@ -33,8 +33,9 @@ demo: venv-core
 test: venv-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
+# Set, if empty: the emitters that tests/conftest.py chooses are the slower ones here.
 configs: venv-dev
-	$(MAKE) test ARGS="-m configs $(ARGS)"
+	XLA_FLAGS="$(XLA_FLAGS)" $(MAKE) test ARGS="-m configs $(ARGS)"
 
 lint: venv-dev
 	$(BIN)/ruff check .
