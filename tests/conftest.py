@@ -20,8 +20,8 @@ import pytest
 from ase.constraints import FixAtoms
 
 # Half of the suite is XLA at compilation, and without LLVM's optimisations, as most tests are
-# compiled, its older emitters take half the time of the new ones (with them more). A flag that a later XLA does not know would end the process, so another one tries it;
-# workers find it set.
+# compiled, its older emitters take half the time of the new ones (with them more). A flag that
+# a later XLA does not know would end the process, so another one tries it; workers find it set.
 QUICK = "--xla_cpu_use_fusion_emitters=false"
 if "XLA_FLAGS" not in os.environ:
     trial = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
