@@ -124,7 +124,7 @@ def test_relaxed_energies_of_initial_structures(tmp_path, layout):
     found = attributes(
         FRAMES[1], y_init=1.5, y_relaxed=-2.5, pos_relaxed=FRAMES[2].positions
     )
-    # As published: without a length.
+    # Without a length, as OCP's loader of IS2RE took them.
     path = write_lmdb(tmp_path / "is2re.lmdb", [record(found, layout)] * 2, None)
     dataset = load(path)
     assert dataset.labels == ("energy", "free") and dataset.energies.tolist() == [-2.5] * 2
