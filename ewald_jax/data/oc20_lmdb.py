@@ -74,7 +74,7 @@ def _loads(raw: bytes) -> Any:
 
 
 def _check_unmarked(keys: list[int], count: int, first: Any) -> None:
-    """IS2RE may come without a length, which its loader in OCP did not ask for: records only."""
+    """IS2RE may come without a length, as its loader in OCP took it: records only."""
     relaxed = isinstance(first, ase.Atoms) and _INITIAL in first.info
     if not relaxed or keys != list(range(count)):
         raise BrokenFileError(
