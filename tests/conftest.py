@@ -163,15 +163,20 @@ def slab():
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder with real data sets; the tests that need it skip where there is none."""
+    """Finds published data sets; a test that needs one is skipped where it is not."""
     named = os.environ.get("EWALD_JAX_DATA")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(
-            "needs published data sets, too large to come with the code; EWALD_JAX_DATA names "
-            f"a folder that holds them, and {folder} does not exist"
-        )
-    return folder
+
+    def find(name):
+        path = folder / name
+        if not path.exists():
+            pytest.skip(
+                f"needs the published data set {name}, too large to come with the code: set "
+                f"EWALD_JAX_DATA to a folder that holds it (now {folder})"
+            )
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import json
 import ase.build
 import numpy as np
 
+from ewald_jax.data import DataConfig, load_dataset
+
 NAMES = ("H2O", "CH3CH2OH", "C6H6", "CH4", "NH3", "CH3SH", "HCN", "C2H2", "CH3Cl", "PH3")
 ATOMIC = {"H": -13.7, "C": -1030.5, "N": -1484.0, "O": -2040.25, "S": -10834.0}
 ATOMIC |= {"Cl": -12520.0, "P": -9285.0}
@@ -80,3 +82,9 @@ def write_oe62(path, rows, order=("columns", "index", "data"), columns=COLUMNS, 
     text = json.dumps({key: parts[key] for key in order}, separators=(",", ":"))
     path.write_text(text.replace("/", "\\/"), encoding="utf-8")
     return path
+
+
+def load(path, **settings):
+    """The data set of a file, its PBE0 energies as labels."""
+    settings = {"energy_key": PBE0, "cache_dir": "none"} | settings
+    return load_dataset(DataConfig(path=str(path), **settings), 3.0)

@@ -244,12 +244,7 @@ def test_a_home_in_a_path(tmp_path, monkeypatch):
 
 def real(real_data, name, folder, frames):
     """The path of the first frames of a real file, and the same frames by ASE alone."""
-    path = real_data / name
-    if not path.exists():
-        pytest.skip(
-            f"needs the published data set {name}, too large to come with the code; the folder "
-            f"of EWALD_JAX_DATA, {real_data}, does not hold it"
-        )
+    path = real_data(name)
     with lzma.open(path, "rt") as lines:
         text = "".join(
             line for frame in islice(split_frames(lines), frames) for line in frame

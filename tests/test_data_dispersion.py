@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
-from oe62_files import PBE0, molecules, rows_of, write_oe62
+from oe62_files import load, molecules, rows_of, write_oe62
 
 from ewald_jax.data import DataConfig, LabelOptions, dataset_from_atoms, load_dataset
 from ewald_jax.data.dispersion import dispersion_labels, parse_dispersion
@@ -22,11 +22,6 @@ PUBLISHED = {"s6": 1.0, "s8": 1.2177, "a1": 0.4145, "a2": 4.8593}
 @pytest.fixture
 def path(tmp_path):
     return write_oe62(tmp_path / "df_62k.json", rows_of(12))
-
-
-def load(path, **settings):
-    settings = {"energy_key": PBE0, "cache_dir": "none"} | settings
-    return load_dataset(DataConfig(path=str(path), **settings), 3.0)
 
 
 def direct(atoms, **settings):

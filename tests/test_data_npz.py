@@ -91,9 +91,7 @@ def test_torn_files(tmp_path):
 
 
 def test_real_molecules_off_equilibrium(real_data):
-    path = real_data / "qm7x_2500.npz"
-    if not path.exists():
-        pytest.skip("needs qm7x_2500.npz in the folder of EWALD_JAX_DATA")
+    path = real_data("qm7x_2500.npz")
     config = DataConfig(path=str(path), energy_key="E", forces_key="F", cache_dir="none")
     dataset = load_dataset(config, 3.0)
     assert len(dataset) == 2500 and dataset.labels == ("energy", "forces")

@@ -138,23 +138,14 @@ def test_keys_are_numbers_not_text(tmp_path):
     assert [a.info["sid"] for a in read(path, "oc20_lmdb")] == list(range(100, 112))
 
 
-@pytest.fixture
-def oc20(real_data):
-    if not (real_data / "oc20_lmdb").is_dir():
-        pytest.skip(
-            "needs real OC20 files, too large to come with the code, in the folder of "
-            "EWALD_JAX_DATA"
-        )
-    return real_data
-
-
-def test_real_records_are_the_real_frames(oc20, tmp_path):
-    first, second = (load(oc20 / f"oc20_lmdb/s2ef_pyg{n}.lmdb") for n in LAYOUTS)
+def test_real_records_are_the_real_frames(real_data, tmp_path):
+    records, frames = real_data("oc20_lmdb"), real_data("oc20_s2ef")
+    first, second = (load(records / f"s2ef_pyg{n}.lmdb") for n in LAYOUTS)
     wanted = {(info["sid"], info["fid"]): i for i, info in enumerate(first.infos())}
     assert len(first) == len(second) == len(wanted) == 40
     for a, b in zip(first, second, strict=True):
         assert_same(a, b)
-    folders = [oc20 / "oc20_s2ef" / name for name in ("train", "val_id")]
+    folders = [frames / name for name in ("train", "val_id")]
     found = {
         key: atoms
         for folder in folders

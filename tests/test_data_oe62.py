@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import scipy.optimize
 from conftest import REPOSITORY
-from oe62_files import ATOMIC, COLUMNS, PBE, PBE0, molecules, row_of, rows_of, write_oe62
+from oe62_files import (
+    ATOMIC,
+    COLUMNS,
+    PBE,
+    PBE0,
+    load,
+    molecules,
+    row_of,
+    rows_of,
+    write_oe62,
+)
 
 from ewald_jax.config import load_section
 from ewald_jax.data import (
@@ -31,11 +41,6 @@ from ewald_jax.typing import InputError
 @pytest.fixture
 def path(tmp_path):
     return write_oe62(tmp_path / "df_62k.json", rows_of(12))
-
-
-def load(path, **settings):
-    settings = {"energy_key": PBE0, "cache_dir": "none"} | settings
-    return load_dataset(DataConfig(path=str(path), **settings), 3.0)
 
 
 def test_structures_and_labels_are_those_of_the_file(path):

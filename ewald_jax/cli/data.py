@@ -118,7 +118,11 @@ def make_samples(
 
 def columns_of(dataset, cutoff: float) -> dict[tuple[str, str], np.ndarray]:
     """[structures] of sizes and labels, by name and unit."""
-    shortest = [_shortest(sample.graph) for sample in dataset]
+    shortest, forces = [], []
+    for sample in dataset:
+        shortest.append(_shortest(sample.graph))
+        if "forces" in sample.targets:
+            forces.append(np.linalg.norm(sample.targets["forces"], axis=1).max())
     columns = {
         ("atoms", ""): dataset.n_node,
         (f"neighbors within {cutoff:g} Å", "per atom"): dataset.n_edge / dataset.n_node,
@@ -127,10 +131,8 @@ def columns_of(dataset, cutoff: float) -> dict[tuple[str, str], np.ndarray]:
     if "energy" in dataset.labels:
         columns["energy", "eV"] = dataset.energies
         columns["energy - reference", "eV"] = _residual_energies(dataset)
-    if "forces" in dataset.labels:
-        columns["largest force", "eV/Å"] = np.array(
-            [np.linalg.norm(s.targets["forces"], axis=1).max() for s in dataset]
-        )
+    if forces:
+        columns["largest force", "eV/Å"] = np.array(forces)
     return columns
 
 

@@ -7,6 +7,8 @@ those of their atoms, which nothing else is. Where a number is out of its range,
 unit brings it back, that unit is named. Warnings are guesses: nothing is changed.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from ase.data import covalent_radii
 
@@ -39,6 +41,8 @@ def unit_warnings(
     Returns:
         At most one sentence for lengths, and one for energies.
     """
+    # Distances and labels are all that is looked at: no wave vectors.
+    dataset = dataset.suited_to(replace(dataset.neighborhood, waves=None))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, _SAMPLE).astype(int))
     bonds, sizes = [], []
     for index in chosen:
