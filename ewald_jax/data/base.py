@@ -10,7 +10,7 @@ from ewald_jax.data import samples
 from ewald_jax.data.cache import (
     cache_directory,
     cached_store,
-    has_entry,
+    find_store,
     store_from_atoms,
 )
 from ewald_jax.data.dataset import GraphDataset
@@ -21,6 +21,7 @@ from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.readers import READERS
 from ewald_jax.data.reading import kind_of
 from ewald_jax.data.statistics import StatisticsConfig
+from ewald_jax.data.store import GraphStore
 from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
 
@@ -187,16 +188,19 @@ def load_dataset(
         )
         for _, path in files
     ]
+    found: list[GraphStore | None] = [None] * len(jobs)
     if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
-        _build_together(jobs, workers, progress)
+        found = [find_store(path, READERS[kind], *rest) for path, kind, *rest in jobs]
+        missing = [job for job, store in zip(jobs, found, strict=True) if store is None]
+        _build_together(missing, workers, progress)
     stores = [
-        cached_store(path, READERS[kind], *rest, progress) for path, kind, *rest in jobs
+        store or cached_store(path, READERS[kind], *rest, progress)
+        for (path, kind, *rest), store in zip(jobs, found, strict=True)
     ]
     return GraphDataset(stores, neighborhood, [role for role, _ in files])
 
 
-def _build_together(jobs: list[tuple], workers: int, progress: bool) -> None:
-    missing = [job for job in jobs if not has_entry(job[0], READERS[job[1]], *job[2:])]
+def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:
     size = sum(job[0].stat().st_size for job in missing)
     if len(missing) < 2 or size < _WORTH_PROCESSES:
         return

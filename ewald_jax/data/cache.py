@@ -101,19 +101,19 @@ def cached_store(
     return store
 
 
-def has_entry(
+def find_store(
     path: Path,
     reader: Reader,
     options: LabelOptions,
     neighborhood: Neighborhood | float,
     cache_dir: str = "",
-) -> bool:
-    """Whether the graphs of a file are in the cache; arguments as of `cached_store`."""
+) -> GraphStore | None:
+    """The graphs of a file if they are in the cache; arguments as of `cached_store`."""
     folder = cache_directory(cache_dir)
     if folder is None:
-        return False
+        return None
     key = _key(path, reader, options, Neighborhood.of(neighborhood), folder)
-    return _open(folder / key, path, key) is not None
+    return _open(folder / key, path, key)
 
 
 def store_from_atoms(
