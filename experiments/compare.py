@@ -222,7 +222,9 @@ def _finished(path: Path, config: Config) -> dict[str, Any] | None:
     if not path.exists():
         return None
     values = json.loads(path.read_text())
-    return values if values["config"] == json.loads(json.dumps(config.to_dict())) else None
+    # Settings that are younger than the result had their default values.
+    then = Config.from_dict(values["config"], source=str(path))
+    return values if then.to_dict() == config.to_dict() else None
 
 
 def _with_spread(row: Mapping[str, Any], metric: str) -> str:
