@@ -5,7 +5,8 @@ r"""Compare variants of a model on data sets: the same budget, several seeds, on
 
 trains every cell of data x variant x seed into ``runs/NAME/``, writes what came out to
 ``experiments/results/NAME.json``, and prints the table. Names are files of
-``experiments/configs``; KEY=VALUE overrides apply to every cell. Cells that are finished are
+``experiments/configs``, MODEL_VARIANT.yaml in place of VARIANT.yaml where there is one;
+KEY=VALUE overrides apply to every cell. Cells that are finished are
 not run again, one that was interrupted goes on where it stopped, and a cell of other settings
 is never mixed in. ``experiments/report.py`` puts the tables into ``experiments/README.md``.
 """
@@ -53,10 +54,13 @@ class Cell:
         return f"{self.data}-{self.model}-{self.variant}-seed{self.seed}"
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
-        """The composed config."""
-        parts = [("data", self.data), ("model", self.model), ("variant", self.variant)]
+        """The composed config; a variant may have settings of its own for a model."""
+        variant = CONFIGS / "variant" / f"{self.model}_{self.variant}.yaml"
+        if not variant.exists():
+            variant = CONFIGS / "variant" / f"{self.variant}.yaml"
+        parts = [("data", self.data), ("model", self.model)]
         paths = [CONFIGS / kind / f"{name}.yaml" for kind, name in parts]
-        return load_config(paths, [*overrides, f"train.seed={self.seed}"])
+        return load_config([*paths, variant], [*overrides, f"train.seed={self.seed}"])
 
 
 def run_cell(
