@@ -88,7 +88,8 @@ def _check_length(raw: bytes, keys: list[int]) -> None:
         length = _loads(raw)
     except InputError as error:
         raise BrokenFileError(f"cannot be read: its key 'length' {error}") from error
-    if type(length) is not int or keys != list(range(length)):
+    # Not range(length), which may be any number.
+    if type(length) is not int or length != len(keys) or keys != list(range(len(keys))):
         raise BrokenFileError(
             f"cannot be read: the key 'length' says {length!r:.20}, but there are "
             f"{len(keys)} records; expected one for each number below it"
@@ -151,7 +152,23 @@ def _array(
             f"has {key!r} of {array.dtype.name} with the shape {array.shape}, expected "
             f"numbers with the shape {words}"
         )
+    if _repeats(array):
+        raise InputError(
+            f"has {key!r} of the shape {array.shape} that repeats the same numbers (strides "
+            f"{array.strides} bytes), expected one for each entry"
+        )
     return array.astype(np.float64)
+
+
+def _repeats(array: np.ndarray) -> bool:
+    """Whether entries share their memory, so that a small file holds a large tensor."""
+    reached = 0  # from the first entry to the last
+    axes = sorted((s, n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    for step, count in axes:
+        if step <= reached:
+            return True
+        reached += step * (count - 1)
+    return False
 
 
 def _scalar(data: Mapping[str, Any], key: str) -> float:

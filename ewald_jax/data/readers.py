@@ -8,8 +8,9 @@ from ewald_jax.data import ase_files, aselmdb, npz_files, oc20_lmdb, oc20_s2ef, 
 from ewald_jax.data.reading import Reader
 
 READERS: dict[str, Reader] = {
-    **ase_files.ASE_READERS,
+    # Before extended xyz in general: it claims only the frames of OC20.
     "oc20_s2ef": oc20_s2ef.READER,
+    **ase_files.ASE_READERS,
     "oc20_lmdb": oc20_lmdb.READER,
     "aselmdb": aselmdb.READER,
     "npz": npz_files.READER,
