@@ -150,6 +150,4 @@ def _companions(path: Path) -> tuple[Path, ...]:
         return ()
 
 
-READER = Reader(
-    read_s2ef, (".extxyz.xz", ".extxyz", ".extxyz.gz"), _companions, is_official
-)
+READER = Reader(read_s2ef, (".extxyz.xz", ".extxyz", ".extxyz.gz"), _companions)
