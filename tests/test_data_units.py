@@ -35,7 +35,7 @@ def test_total_energies_in_hartree(name):
         atoms = ase.Atoms(symbols, places[: len(symbols)])
         if name in ("molecules", "no C, N or O", "one composition", "light"):
             atoms.positions *= 0.8
-        energy = sum(OF_ATOMS[symbol] for symbol in symbols) * +0.01 * np.sin(i) - 0.1
+        energy = sum(OF_ATOMS[symbol] for symbol in symbols) + 0.01 * np.sin(i) - 0.1
         atoms.calc = SinglePointCalculator(atoms, energy=energy)
         frames.append(atoms)
     (sentence,) = unit_warnings(dataset_from_atoms(frames, 5.0))

@@ -8,8 +8,8 @@ import flax.linen as nn
 import numpy as np
 from ase.data import chemical_symbols
 
-from ewald_jax.cli.common import note
-from ewald_jax.config import load_section
+from ewald_jax.cli.common import note, split_arguments
+from ewald_jax.config import Config, load_config, load_section
 from ewald_jax.data.base import DataConfig, GraphDataset, source_files
 from ewald_jax.data.plausible import unit_warnings
 from ewald_jax.data.readers import READERS
@@ -21,6 +21,18 @@ from ewald_jax.models import check_structure
 from ewald_jax.typing import InputError
 
 SOURCE_HELP = "A data config (.yaml), a file of structures, or the name of a sample set."
+
+
+def composed_config(arguments: Sequence[str], verb: str) -> tuple[Config, list[Path]]:
+    """The config of the files and overrides that a verb was given, and the files.
+
+    Raises:
+        InputError: If there is no file, or the config is wrong.
+    """
+    paths, overrides = split_arguments(arguments)
+    if not paths:
+        raise InputError(f"{verb} needs at least one config file before the overrides")
+    return load_config(paths, overrides), paths
 
 
 def data_config(source: str, overrides: Sequence[str] = ()) -> DataConfig:

@@ -29,6 +29,7 @@ _LENGTH = b"length"
 _RECORD = "record"
 _INITIAL = "initial_energy"
 _DATA = "torch_geometric.data"
+_OPTIONAL = {"natoms", "tags", "fixed", "y_init", "sid", "fid"}  # and labels
 
 TABLE: Mapping[str, Any] = {
     **TORCH,
@@ -54,16 +55,27 @@ def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
         keys = file.numbers()
         length = file.get(_LENGTH)
         if length is None:
-            first = attempt(_read, file.get(b"0")) if keys else None
+            first = attempt(_read, file.get(b"0"), set()) if keys else None
             _check_unmarked(keys, len(file), first)
         else:
             _check_length(length, keys)
+        known: set[str] = set()
         for key in keys:
-            yield attempt(_read, file.get(b"%d" % key))
+            yield attempt(_read, file.get(b"%d" % key), known)
 
 
-def _read(raw: bytes) -> ase.Atoms:
-    return _structure(_attributes(_loads(raw)))
+def _read(raw: bytes, known: set[str]) -> ase.Atoms:
+    """A structure; `known` are the optional attributes so far, which all must have."""
+    data = _attributes(_loads(raw))
+    atoms = _structure(data)
+    # A name that one wrong byte has changed would be an attribute that nobody misses.
+    if lacking := known - data.keys():
+        raise InputError(
+            f"has no {min(lacking)!r}, but the records before it have one, expected the same "
+            "attributes in all"
+        )
+    known |= _OPTIONAL & data.keys()
+    return atoms
 
 
 def _loads(raw: bytes) -> Any:

@@ -4,7 +4,8 @@ Bonds have nearly the length of two covalent radii, whatever the system, which g
 of length away. Forces of unrelaxed structures are of the order of 1 eV/Å, and energies of equal
 composition differ by less than a few eV per atom. Total energies with all electrons are those
 of their atoms to within a few percent, which nothing else is. Where a number is out of its
-range, and another unit brings it back, that unit is named. Warnings are guesses: nothing is changed.
+range, and another unit brings it back, that unit is named. Warnings are guesses: nothing is
+changed.
 """
 
 from dataclasses import replace
