@@ -15,7 +15,8 @@ from ewald_jax.data.text_files import most_characters, open_text, read_line
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
-_SHORTEST = len("H 0 0 0\n")
+# Characters that an atom counts for at least, for what it takes in memory.
+_SHORTEST = 32
 _SIX_NUMBERS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 
 
@@ -60,7 +61,7 @@ def _rows(stream: TextIO, count: int, most: int) -> list[str]:
     left = most - _SHORTEST * count
     while left >= 0 and len(lines) < count + 1 and (line := read_line(stream)):
         lines.append(line)
-        left -= len(line) - (_SHORTEST if len(lines) > 1 else 0)
+        left -= max(len(line), _SHORTEST) - (_SHORTEST if len(lines) > 1 else 0)
     if left < 0:
         raise InputError(
             f"has {count} atoms in more than {most} characters, expected a smaller structure"

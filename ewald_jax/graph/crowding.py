@@ -42,20 +42,19 @@ def check_crowding(
             neighbors than matter has, or all of them too many.
     """
     count = len(positions)
-    volume = abs(float(np.linalg.det(cell)))
-    faces = np.cross(np.roll(cell, -1, axis=0), np.roll(cell, -2, axis=0))
-    heights = volume / np.linalg.norm(faces, axis=1)
+    inverse = np.linalg.inv(cell)
+    heights = 1.0 / np.sqrt(np.sum(inverse**2, axis=0))
     images = np.where(pbc, 2.0 * np.ceil(cutoff / heights) + 1.0, 1.0)
     if count * float(count) * images.prod() <= _FEW:
         return
-    fractions = positions @ np.linalg.inv(cell)
+    fractions = positions @ inverse
     fractions = np.where(pbc, fractions % 1.0, fractions)
     _check_places(fractions @ cell, closest)
     # Along periodic directions a whole number of bins, elsewhere bins of the cutoff.
     widths = np.where(pbc, heights / np.maximum(np.floor(heights / cutoff), 1.0), cutoff)
     in_bin = _counts(fractions * heights / widths).astype(np.float64)
     sphere = 4.0 / 3.0 * np.pi * cutoff**3
-    bin_volume = volume * float(np.prod(widths / heights))
+    bin_volume = abs(float(np.linalg.det(cell))) * float(np.prod(widths / heights))
     pairs = float(np.sum(in_bin**2)) * sphere / bin_volume
     most = 64.0 + _DENSEST * sphere
     if pairs > _FEW and pairs / count > most:
