@@ -3,12 +3,16 @@
 `reference/ase_db_backends.aselmdb` was written by ase-db-backends 0.11 with ASE 3.29.
 """
 
+import re
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 from oc20_files import write_aselmdb, write_lmdb
 from structures import REFERENCE
 
-from ewald_jax.data import DataConfig, aselmdb, load_dataset
+from ewald_jax.data import DataConfig, load_dataset
 from ewald_jax.typing import InputError
 
 
@@ -99,7 +103,36 @@ def test_broken_databases(tmp_path):
     assert "is damaged" in refusal(damaged)
 
 
-def test_a_compressed_row_cannot_take_much_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(aselmdb, "_MOST", 10_000)
-    path = write_aselmdb(tmp_path / "x.aselmdb", [ROW | {"user": "a" * 100_000}])
-    assert "expands to more than 10000 bytes" in refusal(path)
+HUGE = {
+    "a long text": ('{"user": "%s"}' % ("a" * 2**24), "more than 16777216 bytes"),
+    "many lists": (
+        "[" + "[]," * 2**21 + "0]",
+        "JSON of .* as values, expected at most 128",
+    ),
+    "many objects": ("[" + "{}," * 2**21 + "0]", "JSON of .* as values, expected"),
+    "many texts": ('["' + 'a","' * 2**21 + '"]', "JSON of .* as values, expected"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_compressed_row_cannot_take_much_memory(tmp_path, name):
+    text, message = HUGE[name]
+    path = write_aselmdb(tmp_path / "x.aselmdb", [ROW])
+    packed = zlib.compress(text.encode())
+    assert len(packed) < 2**16
+    write_lmdb(path, [], None, **{"1": packed})
+    tracemalloc.start()
+    assert re.search(message, refusal(path))
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+def test_metadata_are_few(tmp_path):
+    many = ROW | {"data": {str(i): i for i in range(2000)}}
+    path = write_aselmdb(tmp_path / "a.aselmdb", [ROW, many])
+    assert ": structure 1 has 2001 entries of metadata, expected" in refusal(path)
+    long = ROW | {"data": {str(i): "a" * 4000 for i in range(20)}}
+    path = write_aselmdb(tmp_path / "b.aselmdb", [long])
+    assert ": structure 0 has 80041 characters of metadata" in refusal(path)
+    path = write_aselmdb(tmp_path / "c.aselmdb", [ROW | {"data": {"log": "a" * 10_000}}])
+    assert load(path).info(0) == {"sid": 7}

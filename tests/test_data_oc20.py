@@ -4,6 +4,7 @@ that asks for anything but a graph is refused, unexecuted.
 The layouts are assembled in `oc20_files`; files of the real OC20 are compared where they are.
 """
 
+import collections
 import lzma
 import os
 import tracemalloc
@@ -26,7 +27,8 @@ from oc20_files import (
 from torch_files import Call, Named, floats, legacy_file, pickled, tensor
 
 from ewald_jax.data import READERS, DataConfig, load_dataset, split_dataset
-from ewald_jax.data.oc20_lmdb import _attributes, _loads, _structure
+from ewald_jax.data.labels import LabelOptions, standardise
+from ewald_jax.data.oc20_lmdb import _read
 from ewald_jax.data.reading import iterate
 from ewald_jax.typing import InputError
 
@@ -286,25 +288,49 @@ def test_broken_records(tmp_path, change, message):
 @pytest.mark.parametrize(
     "tries", [1000, pytest.param(10_000, marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_flipped_bytes_are_refused_or_harmless(tmp_path, tries):
-    """Flips within the numbers give other numbers; nothing else may come out."""
+def test_flipped_bytes_are_refused_or_harmless(tries):
+    """A flip within a number gives another number; nothing else may come out."""
     rng = np.random.default_rng(0)
     small = ase.Atoms("CO", [[0, 0, 0], [0, 0, 1.125]], cell=[4, 4, 4], pbc=True)
     small.calc = SinglePointCalculator(small, energy=1.0, forces=np.ones((2, 3)))
+    small.set_constraint(FixAtoms([1]))
     good = [record(s2ef(small), layout) for layout in LAYOUTS]
-    refused = 0
+    known = set()
+    labelled = _read(good[0], known)
+    wanted = values_of(labelled)
+    assert wanted.tolist() == values_of(_read(good[1], known)).tolist()
+    results = collections.Counter()
     for number in range(tries):
         raw = bytearray(good[number % 2])
-        for _ in range(rng.integers(1, 4)):
+        flips = rng.integers(1, 4)
+        for _ in range(flips):
             raw[rng.integers(len(raw))] = rng.integers(256)
         try:
-            atoms = _structure(_attributes(_loads(raw)))
+            atoms = _read(raw, set(known))
+            list(standardise([labelled, atoms], "x", LabelOptions()))
+            found = values_of(atoms)
         except InputError as error:
             assert "\n" not in str(error)
-            refused += 1
+            results["refused"] += 1
         else:
-            assert 0 < len(atoms) <= 2 and set(atoms.info) <= {"sid", "fid"}
-    assert 0 < refused < tries
+            # Of as many numbers as bytes were flipped, and no attribute lost.
+            assert found.shape == wanted.shape
+            changed = np.sum((found != wanted) & ~(np.isnan(found) & np.isnan(wanted)))
+            assert changed <= flips
+            results["equal" if changed == 0 else "other numbers"] += 1
+    assert len(results) == 3, results
+
+
+def values_of(atoms):
+    """All that a structure holds, as one list of numbers."""
+    free = np.ones(len(atoms))
+    for constraint in atoms.constraints:
+        free[constraint.index] = 0
+    results = atoms.calc.results
+    assert set(atoms.info) == {"sid", "fid"} and set(results) == {"energy", "forces"}
+    parts = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.get_tags(), free)
+    parts += (results["energy"], results["forces"], *atoms.info.values())
+    return np.concatenate([np.ravel(part).astype(float) for part in parts])
 
 
 # -- raw frames --------------------------------------------------------------------------------
@@ -382,6 +408,18 @@ def test_broken_structures_are_skipped_and_counted(tmp_path):
         assert dataset.where(2).endswith("structure 4")
     with pytest.raises(InputError, match="structure 0 asks to call"):
         load_dataset(DataConfig(**settings | {"on_error": "raise"}), 3.0)
+
+
+@pytest.mark.parametrize("key", ["fixed", "tags", "sid", "natoms"])
+def test_an_attribute_that_a_record_lacks(tmp_path, key):
+    found = [s2ef(atoms) for atoms in FRAMES]
+    found[2][f"{key}_"] = found[2].pop(key)
+    path = write_lmdb(tmp_path / "x.lmdb", [record(each, 2) for each in found])
+    assert f": structure 2 has no {key!r}, but the records before" in refusal(
+        path, "oc20_lmdb"
+    )
+    dataset = load(path, on_error="skip")
+    assert dataset.energies.tolist() == [0.0, -0.25, -0.75, -1.0]
 
 
 def test_a_broken_structure_does_not_decide_the_labels(tmp_path):

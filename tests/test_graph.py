@@ -1,5 +1,7 @@
 """Neighbor lists and graphs of single structures."""
 
+import tracemalloc
+
 import ase
 import ase.build
 import numpy as np
@@ -321,3 +323,59 @@ def test_unknown_element_of_the_model_is_refused():
     batch_from_atoms([atoms], build_model("schnet", num_elements=93))
     with pytest.raises(InputError, match="atomic number 92, .* elements 1 to 91"):
         batch_from_atoms([atoms], build_model("schnet", num_elements=92))
+
+
+def lattice(count, spacing, **settings):
+    places = np.stack(np.meshgrid(*[np.arange(count)] * 3), -1).reshape(-1, 3)
+    return ase.Atoms(np.ones(len(places), int), places * spacing, **settings)
+
+
+CROWDED = {
+    "in one place": (
+        ase.Atoms(np.ones(50_000, int), np.full((50_000, 3), 0.05)),
+        "atoms 0 and 1 at 0.000 Å and 49999 atoms in all as close to others, expected at",
+    ),
+    "in images of one place": (
+        ase.Atoms(
+            np.ones(20_000, int),
+            5.0 * np.arange(60_000).reshape(-1, 3) + 1.0,
+            cell=[5] * 3,
+            pbc=True,
+        ),
+        "at 0.000 Å and 19999 atoms in all",
+    ),
+    "too dense": (
+        lattice(25, 0.35),
+        "neighbors per atom within 4 Å .15625 atoms., expected at most 332",
+    ),
+    "in a tiny cell": (
+        ase.Atoms("H", cell=[2e-3] * 3, pbc=True),
+        r"some 3.35e\+10 neighbors per atom",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_crowds_are_refused_before_their_neighbors_are_listed(name):
+    atoms, expected = CROWDED[name]
+    tracemalloc.start()
+    with pytest.raises(InputError, match=expected):
+        graph_from_atoms(atoms, 4.0)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    with pytest.raises(InputError, match="within 4 Å|as close to others"):
+        structure_from_atoms(atoms, Neighborhood(1e-3, far_cutoff=4.0))
+
+
+@pytest.mark.parametrize("pbc", [False, True, (True, False, True)])
+def test_the_densest_matter_is_no_crowd(pbc):
+    """Diamond pressed to twice its density, its estimate compared with its neighbors."""
+    atoms = ase.build.bulk("C", "diamond", a=2.83, cubic=True) * (5, 5, 5)
+    atoms.pbc = pbc
+    graph = graph_from_atoms(atoms, 6.5)
+    assert graph.n_edge[0] > 2e5
+    if pbc is True:
+        expected = 1000 * 8 / 2.83**3 * 4 / 3 * np.pi * 6.5**3
+        assert abs(graph.n_edge[0] / expected - 1) < 0.05
+    single = ase.build.bulk("C", "diamond", a=2.83)
+    assert graph_from_atoms(single, 16.0).n_edge[0] > 10_000

@@ -12,9 +12,8 @@ from ewald_jax.cli.common import (
     note,
     print_json,
     print_table,
-    split_arguments,
 )
-from ewald_jax.cli.sources import note_skipped, note_units
+from ewald_jax.cli.sources import composed_config, note_skipped, note_units
 from ewald_jax.typing import InputError
 
 
@@ -34,7 +33,6 @@ def convert(
     built again, and after an interruption the same command goes on with the files that are
     missing. A changed file or setting makes new graphs.
     """
-    from ewald_jax.config import load_config
     from ewald_jax.data.base import load_dataset, source_files
     from ewald_jax.data.cache import cache_directory
     from ewald_jax.data.parallel import available_cores
@@ -42,10 +40,7 @@ def convert(
     from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
 
-    paths, overrides = split_arguments(configs)
-    if not paths:
-        raise InputError("convert needs at least one config file before the overrides")
-    config = load_config(paths, overrides)
+    config, _ = composed_config(configs, "convert")
     folder = cache_directory(config.data.cache_dir)
     if folder is None:
         raise InputError(

@@ -48,11 +48,13 @@ def inspect_data(
     from ewald_jax.data.base import load_dataset
     from ewald_jax.data.labels import LabelMissingError
     from ewald_jax.data.parallel import available_cores
+    from ewald_jax.data.reading import NothingWholeError
 
     config = data_config(source, overrides or ())
     try:
         dataset = load_dataset(config, cutoff, progress, workers=available_cores())
-    except LabelMissingError as error:
+    # Where broken structures are skipped, all are for the label that they lack.
+    except (LabelMissingError, NothingWholeError) as error:
         # A user who names labels or their key expects them to be there.
         if config.labels or config.energy_key != "energy":
             raise

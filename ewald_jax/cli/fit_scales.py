@@ -12,8 +12,8 @@ from ewald_jax.cli.common import (
     note,
     print_json,
     print_table,
-    split_arguments,
 )
+from ewald_jax.cli.sources import composed_config
 from ewald_jax.typing import InputError
 
 
@@ -38,7 +38,6 @@ def fit_scales(
     import jax
     import numpy as np
 
-    from ewald_jax.config import load_config
     from ewald_jax.data.base import load_dataset
     from ewald_jax.data.loader import Loader
     from ewald_jax.data.splits import split_dataset
@@ -46,12 +45,9 @@ def fit_scales(
     from ewald_jax.potential import init_params
     from ewald_jax.train import scales
 
-    paths, overrides = split_arguments(configs)
-    if not paths:
-        raise InputError("fit-scales needs at least one config file before the overrides")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists; use --overwrite or another --output")
-    config = load_config(paths, overrides)
+    config, _ = composed_config(configs, "fit-scales")
     dataset = load_dataset(config.data, neighborhood(config.model), progress)
     train = split_dataset(config.data, dataset)["train"]
     loader = Loader(

@@ -26,8 +26,8 @@ from ewald_jax.cli.common import (
 )
 from ewald_jax.cli.sources import check_known
 from ewald_jax.data.ase_files import ASE_READERS
-from ewald_jax.data.extxyz import COMPRESSED
 from ewald_jax.data.reading import Reader, iterate
+from ewald_jax.data.text_files import COMPRESSED
 from ewald_jax.typing import InputError
 
 # Text formats beside those of `data.ase_files`. Not every format of ASE: some of its readers

@@ -8,10 +8,12 @@ import flax.linen as nn
 import numpy as np
 from ase.data import chemical_symbols
 
-from ewald_jax.cli.common import note
-from ewald_jax.config import load_section
+from ewald_jax.cli.common import note, split_arguments
+from ewald_jax.config import Config, load_config, load_section
 from ewald_jax.data.base import DataConfig, GraphDataset, source_files
 from ewald_jax.data.plausible import unit_warnings
+from ewald_jax.data.readers import READERS
+from ewald_jax.data.reading import REST, kind_of
 from ewald_jax.data.samples import SAMPLES
 from ewald_jax.data.splits import split_dataset
 from ewald_jax.data.statistics import Statistics
@@ -19,6 +21,18 @@ from ewald_jax.models import check_structure
 from ewald_jax.typing import InputError
 
 SOURCE_HELP = "A data config (.yaml), a file of structures, or the name of a sample set."
+
+
+def composed_config(arguments: Sequence[str], verb: str) -> tuple[Config, list[Path]]:
+    """The config of the files and overrides that a verb was given, and the files.
+
+    Raises:
+        InputError: If there is no file, or the config is wrong.
+    """
+    paths, overrides = split_arguments(arguments)
+    if not paths:
+        raise InputError(f"{verb} needs at least one config file before the overrides")
+    return load_config(paths, overrides), paths
 
 
 def data_config(source: str, overrides: Sequence[str] = ()) -> DataConfig:
@@ -152,10 +166,18 @@ def note_skipped(dataset: GraphDataset, shown: int = 5) -> None:
         note(f"skipped: {sentence}")
     if skipped:
         more = f", {len(skipped) - shown} more than shown" if len(skipped) > shown else ""
-        note(f"{len(skipped)} broken structures were left out{more}")
+        rests = any(sentence.endswith(REST) for sentence in skipped)
+        counted = ", the rest of a file counted as one" if rests else ""
+        note(f"{len(skipped)} broken structures were left out{counted}{more}")
 
 
 def note_units(dataset: GraphDataset, config: DataConfig) -> None:
-    """Says on stderr if labels or lengths look like those of another unit."""
+    """Says on stderr if labels are a guess, or look like those of another unit."""
+    first = source_files(config)[0][1]
+    if not config.kind and kind_of(first, READERS) == "oc20_s2ef":
+        note(
+            f"{first} is read as OC20's S2EF, for the reference energies beside it: energies "
+            "are adsorption energies (data.kind: extxyz reads total energies)"
+        )
     for sentence in unit_warnings(dataset, config.energy_unit, config.length_unit):
         note(f"warning: {sentence}")

@@ -13,10 +13,8 @@ from ewald_jax.cli.common import (
     note,
     print_json,
     print_metrics,
-    split_arguments,
 )
-from ewald_jax.cli.sources import note_skipped, note_units
-from ewald_jax.typing import InputError
+from ewald_jax.cli.sources import composed_config, note_skipped, note_units
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,13 +59,9 @@ def train(
     """
     from rich.console import Console
 
-    from ewald_jax.config import load_config
     from ewald_jax.data.parallel import available_cores
 
-    paths, overrides = split_arguments(configs)
-    if not paths:
-        raise InputError("train needs at least one config file before the overrides")
-    config = load_config(paths, overrides)
+    config, paths = composed_config(configs, "train")
     output = output or Path("runs") / "-".join(path.stem for path in paths)
     for section, settings in config.changed().items() if progress and not as_json else ():
         typer.echo(f"{section}: {settings}")

@@ -9,7 +9,7 @@ from ewald_jax.data.base import (
     load_dataset,
 )
 from ewald_jax.data.cache import cache_directory
-from ewald_jax.data.labels import LabelOptions, metadata, structure_targets
+from ewald_jax.data.labels import LabelOptions, structure_targets
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.reading import Reader
 from ewald_jax.data.splits import group_split, random_split, split_dataset
@@ -20,6 +20,7 @@ from ewald_jax.data.statistics import (
     fit_statistics,
 )
 from ewald_jax.data.store import Sample
+from ewald_jax.data.structure_info import metadata
 
 __all__ = [
     "READERS",

@@ -5,42 +5,16 @@ arrays, a database is SQLite with JSON and raw arrays.
 """
 
 import itertools
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import ase
-from ase.db import connect
 from ase.io.formats import string2index
-from ase.io.trajectory import TrajectoryReader
 
+from ewald_jax.data.ase_databases import read_database, read_trajectory
 from ewald_jax.data.extxyz import read_extxyz
 from ewald_jax.data.labels import LabelOptions, standardise
 from ewald_jax.data.reading import Reader, iterate, kind_of
 from ewald_jax.typing import InputError
-
-
-def read_trajectory(path: Path) -> Iterator[ase.Atoms]:
-    """Structures of an ASE trajectory."""
-    with TrajectoryReader(str(path)) as trajectory:
-        yield from trajectory
-
-
-def read_database(path: Path) -> Iterator[ase.Atoms]:
-    """Structures of an ASE SQLite database, key-value pairs and data as `info`."""
-    # ASE would create its tables in a file that has none, and a reader must not write.
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
-        tables = file.execute("SELECT name FROM sqlite_master WHERE name = 'systems'")
-        if tables.fetchone() is None:
-            raise ValueError("there is no table 'systems'")
-    database = connect(path, type="db", create_indices=False, use_lock_file=False)
-    for row in database.select():
-        atoms = row.toatoms()
-        atoms.info.update(row.data)
-        atoms.info.update(row.key_value_pairs)
-        yield atoms
-
 
 ASE_READERS: dict[str, Reader] = {
     "extxyz": Reader(

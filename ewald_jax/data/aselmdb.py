@@ -18,13 +18,11 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
+from ewald_jax.data.json_records import MOST_TEXT, check_json
 from ewald_jax.data.lmdb_files import LmdbFile, open_lmdb
 from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
-
-_MOST = 256 * 2**20
-"""Bytes that the JSON of one row may take."""
 
 _RESULTS = ("energy", "forces", "stress")
 
@@ -76,17 +74,18 @@ def _decoded(raw: bytes) -> Any:
     if raw[:1] == b"x":  # zlib; its size is unknown until the end
         unpacker = zlib.decompressobj()
         try:
-            text = unpacker.decompress(raw, _MOST)
+            text = unpacker.decompress(raw, MOST_TEXT)
         except zlib.error as error:
             raise InputError(f"is damaged ({error}), expected compressed JSON") from error
         if unpacker.unconsumed_tail:
             raise InputError(
-                f"expands to more than {_MOST} bytes, expected the row of a database"
+                f"expands to more than {MOST_TEXT} bytes, expected the row of a database"
             )
         if not unpacker.eof:
             raise InputError("ends early, expected compressed JSON")
     else:
         text = raw
+    check_json(text)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,7 @@ from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
 from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.readers import READERS
-from ewald_jax.data.reading import kind_of
+from ewald_jax.data.reading import NothingWholeError, kind_of
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.data.store import GraphStore
 from ewald_jax.graph.schema import Neighborhood
@@ -43,7 +43,9 @@ class DataConfig:
         train: Files of the training split, like `path`.
         val: Files of the validation split; without them, `val_size` of the training files.
         test: Files of the test split; without them there is none.
-        kind: Reader of the files, a key of `READERS`; "" chooses it by the file's name.
+        kind: Reader of the files, a key of `READERS`; "" chooses it by the file's name. Frames
+            beside OC20's text files are ``oc20_s2ef``, with adsorption energies; ``extxyz``
+            reads their total ones.
         energy_key: Key of the energy in the file.
         forces_key: Key of the forces in the file.
         stress_key: Key of the stress in the file.
@@ -51,8 +53,8 @@ class DataConfig:
             energy, and takes forces and stress where the first structure has them.
         energy_unit: Unit of energies in the file, such as ``kcal/mol``.
         length_unit: Unit of lengths in the file.
-        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so; a
-            file that cannot be read on always stops.
+        on_error: ``raise`` stops at a broken structure, ``skip`` leaves it out and says so, or
+            the rest of a file that cannot be read on; only if nothing is left it stops, too.
         subtract: Dispersion to take off energies (forces, stress), such as ``PBE0-D3(BJ)``
             or ``PBE-D3(zero)-ATM``, computed by dftd3; predictions are then without it, too.
         split: ``random``, ``key``, ``oe62``, or a split of the sample set; "" is the sample
@@ -193,11 +195,18 @@ def load_dataset(
         found = [find_store(path, READERS[kind], *rest) for path, kind, *rest in jobs]
         missing = [job for job, store in zip(jobs, found, strict=True) if store is None]
         _build_together(missing, workers, progress)
-    stores = [
-        store or cached_store(path, READERS[kind], *rest, progress)
-        for (path, kind, *rest), store in zip(jobs, found, strict=True)
-    ]
-    return GraphDataset(stores, neighborhood, [role for role, _ in files])
+    stores, roles, left_out = [], [], []
+    for (role, _), (path, kind, *rest), store in zip(files, jobs, found, strict=True):
+        try:
+            store = store or cached_store(path, READERS[kind], *rest, progress)
+        except NothingWholeError as error:
+            left_out += error.skipped
+        else:
+            stores.append(store)
+            roles.append(role)
+    if not stores:
+        raise NothingWholeError("the data set", left_out)
+    return GraphDataset(stores, neighborhood, roles, left_out)
 
 
 def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:
@@ -209,7 +218,10 @@ def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:
 
 
 def _build_one(path: Path, kind: str, *rest) -> int:
-    return len(cached_store(path, READERS[kind], *rest))
+    try:
+        return len(cached_store(path, READERS[kind], *rest))
+    except NothingWholeError:  # whoever reads the file again is told
+        return 0
 
 
 def source_files(config: DataConfig) -> list[tuple[str, Path]]:

@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
 from ewald_jax.data.content import content_hash
-from ewald_jax.data.labels import LabelOptions, metadata, standardise, structure_targets
-from ewald_jax.data.reading import Reader, check_file, iterate
+from ewald_jax.data.labels import LabelOptions, standardise, structure_targets
+from ewald_jax.data.reading import NothingWholeError, Reader, check_file, iterate
 from ewald_jax.data.store import TAGS, GraphStore, check_storable, open_store
 from ewald_jax.data.store_writer import StoreWriter
+from ewald_jax.data.structure_info import metadata
 from ewald_jax.graph.build import structure_from_atoms
 from ewald_jax.graph.schema import Neighborhood, Structure
 from ewald_jax.typing import InputError
@@ -229,11 +230,7 @@ def _build_in_memory(graphs: _Graphs, source: str, key: str = "") -> GraphStore:
 
 def _check_some(graphs: _Graphs, source: str, count: int) -> None:
     if count == 0 and graphs.skipped:
-        first = next(iter(graphs.skipped.values()))
-        raise InputError(
-            f"{source} has no structure that is whole, all {len(graphs.skipped)} were "
-            f"skipped; the first: {first}"
-        )
+        raise NothingWholeError(source, list(graphs.skipped.values()))
     if count == 0:
         raise InputError(f"{source} has no structures, expected at least one")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ewald_jax.data.reading import REST
 from ewald_jax.data.store import GraphStore, Sample
 from ewald_jax.graph.schema import ENERGY, FREE, Neighborhood, Sizes
 from ewald_jax.graph.waves import with_waves
@@ -33,6 +34,7 @@ class GraphDataset:
         stores: Sequence[GraphStore],
         neighborhood: Neighborhood | float,
         roles: Sequence[str] | None = None,
+        left_out: Sequence[str] = (),
     ):
         """Joins the graphs of several files.
 
@@ -40,6 +42,7 @@ class GraphDataset:
             stores: One per file, at least one.
             neighborhood: Which edges they were built with; a number is a cutoff, Å.
             roles: Split that each file was given for.
+            left_out: Sentences about files that were left out whole.
 
         Raises:
             InputError: If the files have different labels.
@@ -53,7 +56,7 @@ class GraphDataset:
                     "same in all files, or data.labels with the labels to use"
                 )
         self.neighborhood = Neighborhood.of(neighborhood)
-        self._stores = tuple(stores)
+        self._stores, self._left_out = tuple(stores), tuple(left_out)
         self._starts = list(itertools.accumulate(map(len, stores), initial=0))
         columns = zip(*(store.sizes for store in stores), strict=True)
         self._sizes = Sizes(*(np.concatenate(column) for column in columns))
@@ -153,7 +156,24 @@ class GraphDataset:
     @property
     def skipped(self) -> list[str]:
         """Sentences about broken structures that were left out (``data.on_error: skip``)."""
-        return [sentence for store in self._stores for sentence in store.skipped.values()]
+        found = [sentence for store in self._stores for sentence in store.skipped.values()]
+        return [*found, *self._left_out]
+
+    def rows(self) -> tuple[np.ndarray, int]:
+        """[structures] number of each among all of the files, and how many these are.
+
+        Raises:
+            InputError: If a file could not be read to its end, so that nobody knows.
+        """
+        numbers, count = [], 0
+        for store in self._stores:
+            torn = [text for text in store.skipped.values() if text.endswith(REST)]
+            if torn:
+                raise InputError(f"{torn[0]}, so that its rows cannot be counted")
+            total = len(store) + len(store.skipped)
+            numbers.append(count + np.setdiff1d(np.arange(total), list(store.skipped)))
+            count += total
+        return np.concatenate(numbers), count
 
     def _with_waves(self, index: int) -> Sample:
         store, local = self._locate(index)

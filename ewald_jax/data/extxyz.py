@@ -1,11 +1,8 @@
 """Extended xyz, plain or compressed: frames are split here, in one pass, and parsed by ASE."""
 
-import gzip
 import io
-import itertools
-import lzma
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,29 +11,38 @@ from ase.data import atomic_numbers
 from ase.io.extxyz import key_val_str_to_dict, read_xyz
 
 from ewald_jax.data.reading import attempt
+from ewald_jax.data.text_files import most_characters, open_text, read_line
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
-COMPRESSED: dict[str, Callable] = {".xz": lzma.open, ".gz": gzip.open}
-"""How text files with these suffixes are opened."""
-
+# Characters that an atom counts for at least, for what it takes in memory.
+_SHORTEST = 32
 _SIX_NUMBERS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 
 
-def read_extxyz(path: Path) -> Iterator[ase.Atoms]:
+def read_extxyz(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Structures of an extended xyz file, plain or compressed by xz or gzip."""
-    opener = COMPRESSED.get(path.suffix.lower(), open)
-    with opener(path, "rt", encoding="utf-8") as stream:
-        yield from (attempt(parse_frame, lines) for lines in split_frames(stream))
+    with open_text(path) as stream:
+        frames = split_frames(stream, most_characters(path))
+        yield from (attempt(parse_frame, lines) for lines in frames)
 
 
-def split_frames(stream: TextIO) -> Iterator[list[str]]:
-    """The lines of each frame: the number of atoms, the comment, one line per atom."""
-    while header := stream.readline():
+def split_frames(stream: TextIO, most: int = 2**24) -> Iterator[list[str]]:
+    """The lines of each frame: the number of atoms, the comment, one line per atom.
+
+    Args:
+        stream: The file.
+        most: Characters that a frame may have.
+
+    Raises:
+        InputError: If a frame does not begin with a number of atoms, ends early or is larger.
+    """
+    while header := read_line(stream):
         if not header.strip():
             # Blank lines may end a file, but not stand between frames.
-            if any(line.strip() for line in stream):
-                raise InputError("begins with a blank line, expected a number of atoms")
+            while line := read_line(stream):
+                if line.strip():
+                    raise InputError("begins with a blank line, expected a number of atoms")
             return
         try:
             count = int(header)
@@ -46,15 +52,28 @@ def split_frames(stream: TextIO) -> Iterator[list[str]]:
             raise InputError(
                 f"begins with {header.strip()!r:.40}, expected a number of atoms"
             )
-        lines = [header, *itertools.islice(stream, count + 1)]
-        if len(lines) < count + 2:
-            raise InputError(
-                f"ends after {max(len(lines) - 2, 0)} atoms, expected {count}; the file is "
-                "truncated"
-            )
-        if not lines[-1].endswith("\n"):
-            _check_last_number(lines[2:])
-        yield lines
+        yield [header, *_rows(stream, count, most)]
+
+
+def _rows(stream: TextIO, count: int, most: int) -> list[str]:
+    """The comment and the lines of `count` atoms."""
+    lines: list[str] = []
+    left = most - _SHORTEST * count
+    while left >= 0 and len(lines) < count + 1 and (line := read_line(stream)):
+        lines.append(line)
+        left -= max(len(line), _SHORTEST) - (_SHORTEST if len(lines) > 1 else 0)
+    if left < 0:
+        raise InputError(
+            f"has {count} atoms in more than {most} characters, expected a smaller structure"
+        )
+    if len(lines) < count + 1:
+        raise InputError(
+            f"ends after {max(len(lines) - 1, 0)} atoms, expected {count}; the file is "
+            "truncated"
+        )
+    if not lines[-1].endswith("\n"):
+        _check_last_number(lines[1:])
+    return lines
 
 
 def _check_last_number(rows: list[str]) -> None:

@@ -5,7 +5,6 @@ whose labels are in a `SinglePointCalculator` (eV, eV/Å, eV/Å^3, Voigt stress:
 convention) and whose `info` holds plain metadata. Nothing downstream looks anywhere else.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from ewald_jax.data.dispersion import (
     without_dispersion,
 )
 from ewald_jax.data.file_units import unit_factor
+from ewald_jax.data.structure_info import check_metadata
 from ewald_jax.graph.build import check_atoms
 from ewald_jax.graph.schema import ENERGY, FORCES, FREE, STRESS
 from ewald_jax.typing import InputError
@@ -128,6 +128,7 @@ def _labels(
     """Raw labels of a structure, and which of them are wanted."""
     try:
         check_atoms(atoms)
+        check_metadata(atoms)
     except InputError as error:
         raise InputError(f"{where} {error}") from error
     found = {name: _find(atoms, options.key(name)) for name in LABELS}
@@ -160,21 +161,6 @@ def free_atoms(atoms: ase.Atoms) -> np.ndarray:
         if isinstance(constraint, FixAtoms) or whole:
             free[constraint.get_indices()] = False
     return free
-
-
-def metadata(atoms: ase.Atoms) -> dict[str, Any]:
-    """The scalars of `info` as plain Python values; others do not survive a cache."""
-    out = {}
-    for key, value in atoms.info.items():
-        if isinstance(value, np.generic) or (
-            isinstance(value, np.ndarray) and value.ndim == 0
-        ):
-            value = value.item()
-        if isinstance(value, bool | int | str) or (
-            isinstance(value, float) and math.isfinite(value)
-        ):
-            out[str(key)] = value
-    return out
 
 
 def keys_for(label: str, atoms: ase.Atoms) -> list[str]:

@@ -7,8 +7,11 @@ number become `info`, rows of three numbers per atom columns of the structure, s
 ``energy_key`` and ``forces_key`` find them.
 """
 
+import math
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ase
 import numpy as np
@@ -23,6 +26,11 @@ _CELLS = ("cell", "cells", "lattice", "box")
 _PBC = "pbc"
 _STANDS_FOR = {"numbers": "numbers_", "positions": "positions_"}  # taken by ASE
 
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
 
 def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
     """Structures of a .npz file.
@@ -33,34 +41,38 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
     Raises:
         InputError: If atomic numbers or positions are missing, or have other shapes.
     """
-    # Arrays of Python objects are pickles, which are not read.
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-        try:
-            arrays = {name: file[name] for name in file.files}
-        except ValueError as error:
+    with open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
+        members = _members(archive)
+        positions = _one_of(members, _POSITIONS, "positions")
+        shape = members[positions].shape
+        if (
+            len(shape) != 3
+            or shape[2] != 3
+            or 0 in shape
+            or members[positions].kind not in "fiu"
+        ):
             raise BrokenFileError(
-                f"cannot be read ({error}), expected arrays of numbers"
-            ) from error
-    positions = _required(arrays, _POSITIONS, "positions")
-    if positions.ndim != 3 or positions.shape[2] != 3 or positions.dtype.kind not in "fiu":
-        raise BrokenFileError(
-            f"cannot be read: its positions have the shape {positions.shape}, expected "
-            "(structures, atoms, 3)"
-        )
-    count, width = positions.shape[:2]
-    numbers = _required(arrays, _NUMBERS, "atomic numbers")
-    if numbers.shape == (width,):
-        numbers = np.broadcast_to(numbers, (count, width))
-    if numbers.shape != (count, width) or numbers.dtype.kind not in "fiu":
-        raise BrokenFileError(
-            f"cannot be read: its atomic numbers have the shape {numbers.shape}, expected "
-            f"({count}, {width}) or ({width},)"
-        )
+                f"cannot be read: its positions have the shape {shape}, expected "
+                "(structures, atoms, 3)"
+            )
+        count, width = shape[:2]
+        numbers = _one_of(members, _NUMBERS, "atomic numbers")
+        _, shape, kind, _ = members[numbers]
+        if shape not in ((count, width), (width,)) or kind not in "fiu":
+            raise BrokenFileError(
+                f"cannot be read: its atomic numbers have the shape {shape}, expected "
+                f"({count}, {width}) or ({width},)"
+            )
+        chosen = [
+            name for name, m in members.items() if _is_used(name, m.shape, count, width)
+        ]
+        arrays = _arrays(archive, members, {positions, numbers, *chosen}, path)
+    positions = arrays.pop(positions)
+    numbers = np.broadcast_to(arrays.pop(numbers), (count, width))
     cells = next((arrays.pop(name) for name in _CELLS if name in arrays), None)
     pbc = arrays.pop(_PBC, None)
-    rows = {n: a for n, a in arrays.items() if a.ndim and len(a) == count}
     for index in range(count):
-        row = {name: array[index] for name, array in rows.items()}
+        row = {name: array[index] for name, array in arrays.items()}
         yield attempt(
             _structure,
             positions[index],
@@ -71,15 +83,89 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
         )
 
 
-def _required(
-    arrays: dict[str, np.ndarray], names: tuple[str, ...], what: str
-) -> np.ndarray:
+class _Member(NamedTuple):
+    """What a member of the archive says of its array."""
+
+    info: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    kind: str
+    size: int
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, _Member]:
+    """The arrays of a file by name, of which only the headers are read."""
+    found = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BrokenFileError(
+                f"cannot be read: its array {name!r:.40} is compressed by other means than "
+                "numpy's, expected what numpy.savez_compressed writes"
+            )
+        with archive.open(info) as stream:
+            try:
+                version = np.lib.format.read_magic(stream)
+                shape, _, dtype = _HEADERS[version](stream)
+            except (KeyError, ValueError) as error:
+                raise BrokenFileError(
+                    f"cannot be read: {name!r:.40} is no array ({error!s:.60}), expected "
+                    "arrays of numbers"
+                ) from error
+            size = math.prod(shape) * dtype.itemsize
+            # Arrays of Python objects are pickles, which are not read.
+            if dtype.hasobject or dtype.kind not in "biufcSU":
+                raise BrokenFileError(
+                    f"cannot be read (its array {name!r:.40} is of the type {dtype!s:.40}), "
+                    "expected arrays of numbers"
+                )
+            if min(shape, default=0) < 0 or stream.tell() + size != info.file_size:
+                raise BrokenFileError(
+                    f"cannot be read: its array {name!r:.40} of the shape {shape!s:.60} would "
+                    f"take {size} bytes, but {info.file_size} are there"
+                )
+        found[name] = _Member(info, shape, dtype.kind, size)
+    return found
+
+
+def _is_used(name: str, shape: tuple[int, ...], count: int, width: int) -> bool:
+    """Whether an array is read: a cell, or one with a row for each structure that fits."""
+    if name in _CELLS or name == _PBC:
+        return math.prod(shape) <= 9 * max(count, 1)
+    row = shape[1:]
+    fits = math.prod(row) in (1, 6, 9) or row in ((width,), (width, 1), (width, 3))
+    return shape[:1] == (count,) and fits
+
+
+def _arrays(
+    archive: zipfile.ZipFile, members: dict[str, _Member], names: set[str], path: Path
+) -> dict[str, np.ndarray]:
+    """Some arrays of a file, if they are not much larger than it."""
+    total, limit = sum(members[name].size for name in names), _most_bytes(path)
+    if total > limit:
+        raise BrokenFileError(
+            f"cannot be read: its arrays would take {total} bytes, expected at most {limit} "
+            "of a file of this size"
+        )
+    found = {}
+    for name in members:
+        if name in names:
+            with archive.open(members[name].info) as stream:
+                found[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    return found
+
+
+def _most_bytes(path: Path) -> int:
+    return 2**26 + 32 * path.stat().st_size
+
+
+def _one_of(members: dict[str, _Member], names: tuple[str, ...], what: str) -> str:
     for name in names:
-        if name in arrays:
-            return arrays.pop(name)
-    present = ", ".join(map(repr, sorted(arrays))) or "nothing"
+        if name in members:
+            return name
+    present = ", ".join(map(repr, sorted(members))) or "nothing"
     raise BrokenFileError(
-        f"cannot be read: it has no {what}, but {present}; expected one of {', '.join(names)}"
+        f"cannot be read: it has no {what}, but {present:.200}; expected one of "
+        f"{', '.join(names)}"
     )
 
 

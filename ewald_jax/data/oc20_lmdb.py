@@ -29,6 +29,7 @@ _LENGTH = b"length"
 _RECORD = "record"
 _INITIAL = "initial_energy"
 _DATA = "torch_geometric.data"
+_OPTIONAL = {"natoms", "tags", "fixed", "y_init", "sid", "fid"}  # and labels
 
 TABLE: Mapping[str, Any] = {
     **TORCH,
@@ -54,16 +55,27 @@ def read_oc20_lmdb(path: Path) -> Iterator[ase.Atoms | Exception]:
         keys = file.numbers()
         length = file.get(_LENGTH)
         if length is None:
-            first = attempt(_read, file.get(b"0")) if keys else None
+            first = attempt(_read, file.get(b"0"), set()) if keys else None
             _check_unmarked(keys, len(file), first)
         else:
             _check_length(length, keys)
+        known: set[str] = set()
         for key in keys:
-            yield attempt(_read, file.get(b"%d" % key))
+            yield attempt(_read, file.get(b"%d" % key), known)
 
 
-def _read(raw: bytes) -> ase.Atoms:
-    return _structure(_attributes(_loads(raw)))
+def _read(raw: bytes, known: set[str]) -> ase.Atoms:
+    """A structure; `known` are the optional attributes so far, which all must have."""
+    data = _attributes(_loads(raw))
+    atoms = _structure(data)
+    # A name that one wrong byte has changed would be an attribute that nobody misses.
+    if lacking := known - data.keys():
+        raise InputError(
+            f"has no {min(lacking)!r}, but the records before it have one, expected the same "
+            "attributes in all"
+        )
+    known |= _OPTIONAL & data.keys()
+    return atoms
 
 
 def _loads(raw: bytes) -> Any:
@@ -88,7 +100,8 @@ def _check_length(raw: bytes, keys: list[int]) -> None:
         length = _loads(raw)
     except InputError as error:
         raise BrokenFileError(f"cannot be read: its key 'length' {error}") from error
-    if type(length) is not int or keys != list(range(length)):
+    # Not range(length), which may be any number.
+    if type(length) is not int or length != len(keys) or keys != list(range(len(keys))):
         raise BrokenFileError(
             f"cannot be read: the key 'length' says {length!r:.20}, but there are "
             f"{len(keys)} records; expected one for each number below it"
@@ -151,7 +164,23 @@ def _array(
             f"has {key!r} of {array.dtype.name} with the shape {array.shape}, expected "
             f"numbers with the shape {words}"
         )
+    if _repeats(array):
+        raise InputError(
+            f"has {key!r} of the shape {array.shape} that repeats the same numbers (strides "
+            f"{array.strides} bytes), expected one for each entry"
+        )
     return array.astype(np.float64)
+
+
+def _repeats(array: np.ndarray) -> bool:
+    """Whether entries share their memory, so that a small file holds a large tensor."""
+    reached = 0  # from the first entry to the last
+    axes = sorted((s, n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    for step, count in axes:
+        if step <= reached:
+            return True
+        reached += step * (count - 1)
+    return False
 
 
 def _scalar(data: Mapping[str, Any], key: str) -> float:

@@ -7,21 +7,26 @@ adsorbate in the gas phase (Chanussot et al., ACS Catal. 2021). Both files may b
 (.xz, .gz).
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import ase
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ewald_jax.data.extxyz import COMPRESSED, parse_frame, split_frames
+from ewald_jax.data.extxyz import parse_frame, split_frames
 from ewald_jax.data.reading import BrokenFileError, Reader, attempt
+from ewald_jax.data.text_files import most_characters, open_text, read_line
 from ewald_jax.typing import InputError
 
 _FRAMES = re.compile(r"(.+)\.(ext)?xyz(\.xz|\.gz)?$", re.IGNORECASE)
 _ENDINGS = (".txt.xz", ".txt", ".txt.gz")
 _LINE = "system,frame,reference energy"
+_OFFICIAL = re.compile(r"[^,\s]+,frame\d+,-?\d")
+_COUNTED = 10**6  # lines too many of which the number is told
 
 
 def companion(path: Path) -> Path:
@@ -58,32 +63,41 @@ def read_s2ef(path: Path) -> Iterator[ase.Atoms | Exception]:
         InputError: If the two files do not belong together, or a line is broken.
     """
     beside = companion(path)
-    lines = _read(beside)
-    with _open(path) as stream:
-        count = 0
-        for count, frame in enumerate(split_frames(stream), 1):
-            if count > len(lines):
+    lines = _lines(beside)
+    count = 0
+    with closing(lines), open_text(path) as stream:
+        for count, frame in enumerate(split_frames(stream, most_characters(path)), 1):
+            line = next(lines, None)
+            if line is None:
                 raise InputError(
-                    f"has no line in {beside.name}, which ends after {len(lines)}; expected "
+                    f"has no line in {beside.name}, which ends after {count - 1}; expected "
                     f"the line '{_LINE}' for each frame"
                 )
-            where = f"{beside.name}:{count}"
-            yield attempt(_labelled, frame, lines[count - 1], where)
-    if count < len(lines):
+            yield attempt(_labelled, frame, line, f"{beside.name}:{count}")
+        more = sum(1 for _ in itertools.islice(lines, _COUNTED))
+    if more:
         raise InputError(
-            f"is missing: {beside.name} has {len(lines)} lines for {count} frames, expected "
+            f"is missing: {beside.name} has {count + more} lines for {count} frames, expected "
             "one for each; is the file of frames complete?"
         )
 
 
-def _open(path: Path):
-    return COMPRESSED.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8")
-
-
-def _read(path: Path) -> list[str]:
+def is_official(path: Path) -> bool:
+    """Whether a companion in OC20's own layout lies beside a file of frames."""
     try:
-        with _open(path) as stream:
-            return stream.read().splitlines()
+        with open_text(companion(path)) as stream:
+            return _OFFICIAL.match(stream.readline(1000)) is not None
+    except InputError:
+        return False
+    except Exception:  # damaged, of which the reader tells
+        return True
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open_text(path) as stream:
+            while line := read_line(stream):
+                yield line.rstrip("\n")
     # Broken archives and bytes fail in many ways.
     except Exception as error:
         raise BrokenFileError(
@@ -129,8 +143,11 @@ def _number(key: str, name: str) -> dict[str, int]:
     return {key: int(digits.group())} if digits else {}
 
 
-READER = Reader(
-    read_s2ef,
-    (".extxyz.xz", ".extxyz", ".extxyz.gz"),
-    lambda path: (companion(path),),
-)
+def _companions(path: Path) -> tuple[Path, ...]:
+    try:
+        return (companion(path),)
+    except InputError:  # reading tells, and may skip the file
+        return ()
+
+
+READER = Reader(read_s2ef, (".extxyz.xz", ".extxyz", ".extxyz.gz"), _companions)

@@ -31,6 +31,9 @@ _CHUNK = 1 << 18
 _LARGEST = 1 << 24
 """Characters of one row; the real ones have some 20,000."""
 
+_MOST_COLUMNS = 1000
+"""The real files have some 30."""
+
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -175,20 +178,25 @@ def _find_columns(scanner: _Scanner) -> list[str]:
             for _ in scanner.elements():
                 pass
             continue
-        columns = list(scanner.elements())
-        for name in columns:
-            if not isinstance(name, str) or columns.count(name) > 1:
+        columns: dict[str, None] = {}  # in their order
+        for name in scanner.elements():
+            if not isinstance(name, str) or name in columns:
                 raise InputError(
                     f"cannot be read, the file has the column {name!r:.40} twice or without "
                     "a name, expected different names"
                 )
+            if len(columns) == _MOST_COLUMNS:
+                raise InputError(
+                    f"cannot be read, the file has more than {_MOST_COLUMNS} columns"
+                )
+            columns[name] = None
         for name in (GEOMETRY, COUNT):
             if name not in columns:
                 raise InputError(
                     f"cannot be read, the file has no column {name!r}, it has "
                     f"{', '.join(map(repr, columns)) or 'none':.200}"
                 )
-        return columns
+        return list(columns)
     raise InputError(f"cannot be read, the file has no columns: {_LAYOUT}")
 
 

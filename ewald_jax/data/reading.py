@@ -4,7 +4,7 @@ A reader is a generator function from a path to `ase.Atoms`, labels wherever the
 them; what is wrong with a file becomes a sentence here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,26 @@ class BrokenFileError(InputError):
     """A file as a whole cannot be read; the message goes on after its name."""
 
 
+class NothingWholeError(InputError):
+    """All structures of a file are broken; `skipped` has a sentence about each."""
+
+    def __init__(self, what: str, skipped: Sequence[str]):
+        """Names what has no structure that is whole, a file or all of them."""
+        super().__init__(what, skipped)
+        self.what, self.skipped = what, tuple(skipped)
+
+    def __str__(self) -> str:
+        """The sentence."""
+        return (
+            f"{self.what} has no structure that is whole, all {len(self.skipped)} were "
+            f"skipped; the first: {self.skipped[0]}"
+        )
+
+
+REST = "; the rest of the file is left out"
+"""How the sentence about a file ends that could not be read on (``data.on_error: skip``)."""
+
+
 class Reader(NamedTuple):
     """How files of one kind are read.
 
@@ -26,24 +46,27 @@ class Reader(NamedTuple):
             by itself it may give the exception, and go on with the next.
         suffixes: File names that this kind is chosen for by default.
         companions: Other files whose content matters, so that a cache notices a change.
+        claims: Which of the files with these names it is chosen for by default.
     """
 
     read: Callable[[Path], Iterator[ase.Atoms | Exception]]
     suffixes: tuple[str, ...]
     companions: Callable[[Path], tuple[Path, ...]] = lambda path: ()
+    claims: Callable[[Path], bool] = lambda path: True
 
 
 def kind_of(path: Path, readers: dict[str, Reader]) -> str:
-    """The kind of a file by its name, a key of `readers`.
+    """The kind of a file, a key of `readers`: the first that its name is right for.
 
     Raises:
-        InputError: If no reader claims the name.
+        InputError: If no reader claims it.
     """
     name = path.name.lower()
     for kind, reader in readers.items():
-        if name.endswith(reader.suffixes):
+        if name.endswith(reader.suffixes) and reader.claims(path):
             return kind
-    known = ", ".join(suffix for reader in readers.values() for suffix in reader.suffixes)
+    endings = (suffix for reader in readers.values() for suffix in reader.suffixes)
+    known = ", ".join(dict.fromkeys(endings))
     raise InputError(f"{path}: unknown kind of file, expected a name that ends in {known}")
 
 
@@ -66,12 +89,12 @@ def iterate(
     Args:
         path: The file.
         reader: How it is read.
-        skipped: If given, takes the sentences about structures that are broken by themselves,
-            by their number; None is yielded in their place.
+        skipped: If given, takes the sentences about broken structures by their number; None
+            is yielded in their place. Where the file cannot be read on, its rest is one.
 
     Raises:
-        InputError: If the file is missing, unreadable, truncated or empty, or a structure is
-            broken; names the file and the structure.
+        InputError: If the file is missing; without `skipped`, if it is unreadable, truncated
+            or empty, or a structure is broken. Names the file and the structure.
     """
     check_file(path)
     index = 0
@@ -82,7 +105,12 @@ def iterate(
             except StopIteration:
                 break
             except Exception as error:
-                raise _broken(path, reader, index, error) from error
+                broken = _broken(path, reader, index, error)
+                if skipped is None:
+                    raise broken from error
+                skipped[index] = f"{broken}{REST}"
+                yield None
+                return
             if isinstance(atoms, Exception):
                 broken = _broken(path, reader, index, atoms)
                 if skipped is None:
@@ -92,7 +120,11 @@ def iterate(
             yield atoms
             index += 1
     if index == 0:
-        raise InputError(f"{path} has no structures, expected at least one")
+        empty = f"{path} has no structures, expected at least one"
+        if skipped is None:
+            raise InputError(empty)
+        skipped[0] = empty
+        yield None
 
 
 def attempt(make: Callable[..., ase.Atoms], *arguments: Any) -> ase.Atoms | Exception:

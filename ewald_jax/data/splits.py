@@ -35,7 +35,7 @@ def split_dataset(config: DataConfig, dataset: GraphDataset) -> dict[str, np.nda
     elif config.split in ("", "random"):
         splits = random_split(len(dataset), config)
     elif config.split == "oe62":
-        splits = oe62_split(len(dataset), config)
+        splits = _among_all_rows(config, dataset)
     elif config.split == "key":
         values = _values(dataset, config.split_key)
         splits = group_split(values, config)
@@ -75,6 +75,15 @@ def oe62_split(count: int, config: DataConfig) -> dict[str, np.ndarray]:
     shares = {key: s for key, s in _OE62_SHARES.items() if _is_default(config, key)}
     config = dataclasses.replace(config, **shares)
     return _take(config, count, lambda first, wanted: order[first : first + wanted])
+
+
+def _among_all_rows(config: DataConfig, dataset: GraphDataset) -> dict[str, np.ndarray]:
+    """OE62's split: rows that were skipped leave their sets, and change no other."""
+    rows, count = dataset.rows()
+    return {
+        role: np.flatnonzero(np.isin(rows, chosen))
+        for role, chosen in oe62_split(count, config).items()
+    }
 
 
 def group_split(values: Sequence, config: DataConfig) -> dict[str, np.ndarray]:
@@ -144,7 +153,7 @@ def _file_split(config: DataConfig, dataset: GraphDataset) -> dict[str, np.ndarr
     splits = {
         role: np.flatnonzero(dataset.roles == role)
         for role in ROLES
-        if role in dataset.roles
+        if getattr(config, role)
     }
     if config.val or not config.val_size:
         return splits

@@ -6,6 +6,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 
+from ewald_jax.graph.crowding import check_crowding
 from ewald_jax.graph.neighbors import Neighbors, neighbor_list, symmetrised
 from ewald_jax.graph.schema import (
     CELL,
@@ -58,13 +59,7 @@ def structure_from_atoms(
     structure = with_waves(Structure(graph), neighborhood)
     if neighborhood.far_cutoff is None:
         return structure
-    far = neighbor_list(
-        atoms.positions,
-        completed_cell(atoms),
-        atoms.pbc,
-        neighborhood.far_cutoff,
-        neighborhood.far_max_neighbors,
-    )
+    far = _neighbors(atoms, neighborhood.far_cutoff, neighborhood.far_max_neighbors)
     return structure._replace(far_edges=Edges(far.senders, far.receivers, far.shifts))
 
 
@@ -89,11 +84,12 @@ def graph_from_atoms(
 
     Raises:
         InputError: If the structure is empty, has non-finite positions or cell, an unknown
-            element, a zero or singular cell with `pbc` set, or atoms closer than 0.3 Å.
+            element, a zero or singular cell with `pbc` set, atoms closer than 0.3 Å, or more
+            neighbors than any matter has.
     """
     check_atoms(atoms)
     cell = completed_cell(atoms)
-    neighbors = neighbor_list(atoms.positions, cell, atoms.pbc, cutoff, max_neighbors)
+    neighbors = _neighbors(atoms, cutoff, max_neighbors)
     check_distances(atoms, neighbors)
     if symmetric and max_neighbors is not None:
         neighbors = symmetrised(neighbors)
@@ -109,6 +105,13 @@ def graph_from_atoms(
         n_node=np.array([len(atoms)], np.int32),
         n_edge=np.array([len(neighbors.senders)], np.int32),
     )
+
+
+def _neighbors(atoms: ase.Atoms, cutoff: float, max_neighbors: int | None) -> Neighbors:
+    cell = completed_cell(atoms)
+    if cutoff > 0 and np.isfinite(cutoff):
+        check_crowding(atoms.positions, cell, np.asarray(atoms.pbc), cutoff, MIN_DISTANCE)
+    return neighbor_list(atoms.positions, cell, atoms.pbc, cutoff, max_neighbors)
 
 
 def completed_cell(atoms: ase.Atoms) -> np.ndarray:
