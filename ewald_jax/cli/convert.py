@@ -37,9 +37,9 @@ def convert(
     from ewald_jax.config import load_config
     from ewald_jax.data.base import load_dataset, source_files
     from ewald_jax.data.cache import cache_directory
+    from ewald_jax.data.fitting import dataset_statistics
     from ewald_jax.data.parallel import available_cores
     from ewald_jax.data.splits import split_dataset
-    from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
 
     paths, overrides = split_arguments(configs)
@@ -72,7 +72,9 @@ def convert(
         "seconds": seconds,
     }
     if "energy" in dataset.labels:
-        fitted = dataset_statistics(dataset, splits["train"], config.data.statistics)
+        fitted = dataset_statistics(
+            dataset, splits["train"], config.data.statistics, folder
+        )
         summary["statistics"] = fitted.to_dict()
     if as_json:
         print_json(summary)

@@ -136,8 +136,9 @@ def run_training(
         InputError: If the data are broken, or the directory is in use.
     """
     from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.cache import cache_directory
+    from ewald_jax.data.fitting import dataset_statistics
     from ewald_jax.data.splits import split_dataset
-    from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
     from ewald_jax.train.directory import check_directory
     from ewald_jax.train.initial import find_initial, keep_scale
@@ -161,7 +162,9 @@ def run_training(
         loss=config.loss,
         optim=config.optim,
         output_dir=output,
-        statistics=dataset_statistics(dataset, splits["train"], settings),
+        statistics=dataset_statistics(
+            dataset, splits["train"], settings, cache_directory(config.data.cache_dir)
+        ),
         config=config.to_dict(),
         resume=resume,
         overwrite=overwrite,

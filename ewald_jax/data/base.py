@@ -17,6 +17,7 @@ from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.dispersion import parse_dispersion
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.packed import OpenMaps
 from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.readers import READERS
 from ewald_jax.data.reading import kind_of
@@ -178,6 +179,7 @@ def load_dataset(
     options = config.label_options
     if not labelled:
         options = options._replace(labels=())
+    maps = OpenMaps()
     jobs = [
         (
             path,
@@ -190,22 +192,31 @@ def load_dataset(
     ]
     found: list[GraphStore | None] = [None] * len(jobs)
     if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
-        found = [find_store(path, READERS[kind], *rest) for path, kind, *rest in jobs]
+        found = [find_store(path, READERS[kind], *rest, maps) for path, kind, *rest in jobs]
         missing = [job for job, store in zip(jobs, found, strict=True) if store is None]
         _build_together(missing, workers, progress)
     stores = [
-        store or cached_store(path, READERS[kind], *rest, progress)
+        store
+        or cached_store(path, READERS[kind], *rest, progress, _worth(path, workers), maps)
         for (path, kind, *rest), store in zip(jobs, found, strict=True)
     ]
     return GraphDataset(stores, neighborhood, [role for role, _ in files])
 
 
 def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:
-    size = sum(job[0].stat().st_size for job in missing)
-    if len(missing) < 2 or size < _WORTH_PROCESSES:
+    """A file to each process; a few that are left over get all processes one by one."""
+    left = len(missing) % workers
+    files = missing[: len(missing) - (left if 2 * left <= workers else 0)]
+    if len(files) < 2 or sum(job[0].stat().st_size for job in files) < _WORTH_PROCESSES:
         return
-    with file_progress(len(missing), progress) as advance:
-        for_each(_build_one, missing, workers, advance)
+    with file_progress(len(files), progress) as advance:
+        for_each(_build_one, files, workers, advance)
+
+
+def _worth(path: Path, workers: int) -> int:
+    """Processes that one file is worth."""
+    known = path.is_file() and path.stat().st_size >= _WORTH_PROCESSES
+    return workers if known else 1
 
 
 def _build_one(path: Path, kind: str, *rest) -> int:

@@ -10,10 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from ewald_jax.data.store import GraphStore, Sample
-from ewald_jax.graph.schema import ENERGY, FREE, Neighborhood, Sizes
+from ewald_jax.data.store import FORMULA, FORMULAS, GraphStore, Sample
+from ewald_jax.graph.schema import (
+    ENERGY,
+    FREE,
+    MAX_ATOMIC_NUMBER,
+    PBC,
+    Neighborhood,
+    Sizes,
+)
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
+
+_PART = 4096
+"""Structures that are looked at together."""
 
 
 class GraphDataset:
@@ -134,16 +144,93 @@ class GraphDataset:
         """
         if ENERGY not in self.labels:
             raise InputError(f"{self._stores[0].source} was read without energies")
-        return np.concatenate([store.arrays[ENERGY] for store in self._stores])
+        # Copies: a view would keep its file open.
+        return np.concatenate([store.arrays[ENERGY].copy() for store in self._stores])
 
     def info(self, index: int) -> dict[str, Any]:
         """Metadata of a structure: the scalars that stood beside it in the file."""
         store, local = self._locate(index)
-        return dict(store.infos[local])
+        return store.infos[local]
 
     def infos(self) -> list[dict[str, Any]]:
         """Metadata of all structures."""
-        return [dict(info) for store in self._stores for info in store.infos]
+        return [info for store in self._stores for info in store.infos]
+
+    def values(self, key: str) -> np.ndarray | None:
+        """A metadatum of all structures [structures], texts as UTF-8.
+
+        Returns:
+            None if a structure lacks it, or the values are not all truth values, all whole
+            numbers, all numbers or all texts of similar length.
+        """
+        columns = [store.infos.column(key) for store in self._stores]
+        if any(column is None for column in columns):
+            return None
+        if len({column.dtype.kind for column in columns}) > 1:
+            return None
+        return np.concatenate(columns)
+
+    def compositions(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """What structures are made of, file by file.
+
+        Yields:
+            The structures of a file; for each of them [structures] a row of a table; the
+            table [rows, 119], atoms of each element, with no row twice.
+        """
+        for start, store in zip(self._starts, self._stores, strict=False):
+            arrays = store.arrays
+            where = slice(start, start + len(store))
+            yield where, arrays[FORMULA].copy(), arrays[FORMULAS].copy()
+
+    def square_sum(self, label: str, times: np.ndarray) -> tuple[float, int]:
+        """Sum of the squares of a label of atoms, and how many numbers it was of.
+
+        Args:
+            label: Such as ``forces``; 0 of 0 numbers if the data set does not have it.
+            times: [structures] how often each counts.
+        """
+        squares, components = 0.0, 0
+        for start, store in zip(self._starts, self._stores, strict=False):
+            if label not in store.labels:
+                continue
+            values, end = store.arrays[label], 0
+            here = slice(start, start + len(store))
+            counts, n_node = times[here], self.n_node[here]
+            for first in range(0, len(store), _PART):
+                part = slice(first, first + _PART)
+                weights = np.repeat(counts[part], n_node[part])
+                begin, end = end, end + len(weights)
+                each = np.square(values[begin:end]).sum(axis=1)
+                squares += float(weights @ each)
+                components += int(weights.sum()) * values.shape[1]
+        return squares, components
+
+    def elements(self, indices: np.ndarray | Sequence[int]) -> tuple[int, ...]:
+        """Atomic numbers of the atoms of some structures, ascending."""
+        chosen = np.zeros(len(self), bool)
+        chosen[np.asarray(indices, np.int64)] = True
+        seen = np.zeros(MAX_ATOMIC_NUMBER + 1, bool)
+        for where, rows, table in self.compositions():
+            seen |= (table[np.unique(rows[chosen[where]])] > 0).any(axis=0)
+        return tuple(np.flatnonzero(seen).tolist())
+
+    def kinds(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Of some structures, the first with each set of elements and periodic directions."""
+        chosen = np.zeros(len(self), bool)
+        chosen[np.asarray(indices, np.int64)] = True
+        first: dict[bytes, int] = {}
+        bits = 1 << np.arange(3)
+        for (where, rows, table), store in zip(
+            self.compositions(), self._stores, strict=True
+        ):
+            here = np.flatnonzero(chosen[where])
+            codes = 8 * rows[here].astype(np.int64) + store.arrays[PBC][here] @ bits
+            sets = np.packbits(table > 0, axis=1)
+            for code, place in zip(*np.unique(codes, return_index=True), strict=True):
+                name = sets[code // 8].tobytes() + bytes([code % 8])
+                found = where.start + int(here[place])
+                first[name] = min(first.get(name, found), found)
+        return np.array(sorted(first.values()), np.int64)
 
     def where(self, index: int) -> str:
         """The file and number of a structure, as error messages name it."""

@@ -1,4 +1,4 @@
-"""Entries of the cache built by several processes, a file to each."""
+"""Graphs built by several processes: a file to each, or parts of one file."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -41,22 +42,63 @@ def for_each(
         InputError: The first one of a job; the jobs that had begun are stopped, and leave
             nothing behind. As for an interruption.
     """
-    context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_stop_cleanly
-    )
-    try:
+    with _processes(min(workers, len(jobs))) as pool:
         # A few ahead of the workers: a folder may have thousands of files.
         waiting, running, structures, done = list(jobs)[::-1], {}, 0, 0
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 job = waiting.pop()
-                running[pool.submit(work, *job)] = job[0]
+                running[_submit(pool, work, job, job[0])] = job[0]
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 structures += _result(future, running.pop(future))
                 done += 1
                 advance(done, structures)
+
+
+def in_order(
+    work: Callable[..., Any], jobs: Iterator[tuple[Any, ...]], workers: int, what: Path
+) -> Iterator[Any]:
+    """The results of `work` for each job, in the order of the jobs, by several processes.
+
+    Args:
+        work: A function that can be pickled.
+        jobs: Its arguments, made here a few ahead of the processes.
+        workers: Processes.
+        what: The file, for messages.
+
+    Raises:
+        InputError: The first one in the order of the jobs, of a job or of what makes them.
+            Processes that are at work are stopped then, and when the iterator is closed.
+    """
+    with _processes(workers) as pool:
+        running: deque[Future] = deque()
+        failed = None
+        while True:
+            try:
+                job = next(jobs)
+            except StopIteration:
+                break
+            except InputError as error:
+                # What came before may be broken, too.
+                failed = error
+                break
+            running.append(_submit(pool, work, job, what))
+            if len(running) > 2 * workers:
+                yield _result(running.popleft(), what)
+        while running:
+            yield _result(running.popleft(), what)
+        if failed is not None:
+            raise failed
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once if the block does not end well."""
+    context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_cleanly)
+    try:
+        yield pool
     except BaseException:
         for process in list((pool._processes or {}).values()):
             with contextlib.suppress(OSError, ValueError):
@@ -66,9 +108,23 @@ def for_each(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(future: Future, path: Path) -> int:
-    try:
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[..., Any], job: tuple[Any, ...], path: Path
+) -> Future:
+    with _errors(path):
+        return pool.submit(work, *job)
+
+
+def _result(future: Future, path: Path) -> Any:
+    with _errors(path):
         return future.result()
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What a process or its end raised, as a sentence."""
+    try:
+        yield
     except (InputError, KeyboardInterrupt):
         raise
     except OSError as error:

@@ -1,0 +1,169 @@
+"""Many files and many structures: few open files, little memory, nothing read twice."""
+
+import errno
+import resource
+import shutil
+import subprocess
+import sys
+
+import ase
+import ase.io
+import numpy as np
+import pytest
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ewald_jax.data import DataConfig, load_dataset, packed
+from ewald_jax.data.info import InfoTable, to_columns
+from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
+from ewald_jax.typing import InputError
+
+
+def molecules(count, first=0):
+    for number in range(first, first + count):
+        atoms = ase.Atoms("OH", [[0, 0, 0], [0, 0, 1 + 0.01 * (number % 50)]])
+        atoms.info["number"] = number
+        atoms.calc = SinglePointCalculator(atoms, energy=float(number))
+        yield atoms
+
+
+MANY = """
+import os, resource, sys
+import numpy as np
+from ewald_jax.data import DataConfig, load_dataset
+soft = len(os.listdir("/dev/fd")) + 40
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, soft))
+config = DataConfig(path=sys.argv[1], cache_dir=sys.argv[2])
+for turn in range(2):
+    dataset = load_dataset(config, 3.0)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    samples = [dataset[i] for i in order]
+    assert [s.targets["energy"] for s in samples] == [dataset.energies[i] for i in order]
+    assert [info["number"] for info in dataset.infos()] == list(range(len(dataset)))
+kept = [os.open(sys.argv[0], os.O_RDONLY) for _ in range(soft - len(os.listdir("/dev/fd")))]
+try:
+    load_dataset(config, 3.0)
+except Exception as error:
+    print(len(samples), type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts in /dev/fd")
+def test_more_files_than_may_be_open(tmp_path):
+    (tmp_path / "many").mkdir()
+    for number in range(100):
+        frames = list(molecules(2, 2 * number))
+        ase.io.write(tmp_path / f"many/{number}.extxyz", frames, format="extxyz")
+    (tmp_path / "many.py").write_text(MANY)
+    command = [sys.executable, "many.py", "many", "cache"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    # A cache that is there is not taken for a torn one where nothing can be opened.
+    assert done.stdout.startswith("200 InputError") and "Too many open files" in done.stdout
+    assert len(list((tmp_path / "cache").iterdir())) == 100
+
+
+def small_file(path, value=0.0):
+    array = np.full(5, value)
+    write_packed(path, {"x": Column(array.dtype, array.shape, array)}, {})
+    return read_header(path)
+
+
+def test_files_used_last_stay_open(tmp_path):
+    headers = [small_file(tmp_path / f"{i}", i) for i in range(4)]
+    maps = OpenMaps(2)
+    first = maps.arrays(headers[0])
+    assert maps.arrays(headers[0]) is first
+    maps.arrays(headers[1])
+    assert maps.arrays(headers[0]) is first
+    maps.arrays(headers[2])  # 1 has to go
+    assert list(maps._open) == [tmp_path / "0", tmp_path / "2"]
+    for i in (3, 1, 0, 2):
+        np.testing.assert_array_equal(maps.arrays(headers[i])["x"], np.full(5, i))
+    np.testing.assert_array_equal(first["x"], np.zeros(5))
+
+
+def test_files_that_go_or_change_while_in_use(tmp_path):
+    header, other = small_file(tmp_path / "a"), small_file(tmp_path / "b")
+    maps = OpenMaps(1)
+    maps.arrays(header)
+    (tmp_path / "b").unlink()
+    with pytest.raises(InputError, match="b have gone or changed .* start again"):
+        maps.arrays(other)
+    array = np.zeros(5, np.int64)
+    write_packed(tmp_path / "b", {"x": Column(array.dtype, array.shape, array)}, {})
+    with pytest.raises(InputError, match="b have gone or changed"):
+        maps.arrays(other)
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [(256, 64), (1024, 256), (10**6, 512), (resource.RLIM_INFINITY, 512), (8, 4)],
+)
+def test_how_many_files_are_open(monkeypatch, limit, most):
+    monkeypatch.setattr(packed.resource, "getrlimit", lambda which: (limit, limit))
+    assert packed.most_open() == most
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_no_descriptor_left_is_no_torn_entry(tmp_path, monkeypatch, code):
+    path, cache = tmp_path / "a.traj", tmp_path / "cache"
+    ase.io.write(path, list(molecules(3)))
+    config = DataConfig(path=str(path), cache_dir=str(cache))
+    load_dataset(config, 3.0)
+    (entry,) = cache.iterdir()
+    before = entry.stat().st_mtime_ns
+    real = open
+
+    def refused(name, *arguments, **settings):
+        if str(name) == str(entry):
+            raise OSError(code, "no more files")
+        return real(name, *arguments, **settings)
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(InputError, match="cannot be opened: no more files; .*ulimit -n"):
+        load_dataset(config, 3.0)
+    monkeypatch.undo()
+    assert entry.stat().st_mtime_ns == before
+
+
+def test_metadata_come_back_from_columns():
+    infos = [
+        {"i": 2**40 - n, "f": n / 3, "b": n % 2 == 0, "t": "é" * n, "mixed": n or "zero"}
+        | ({"some": n} if n % 3 else {})
+        | {"long": "x" * 10**5 * (n == 3), "huge": 2**70, "nul": "a\0", "-0": -0.0}
+        for n in range(10)
+    ]
+    arrays, keys = to_columns(lambda: infos)
+    assert dict(keys) | {"i": "int", "f": "float", "b": "bool", "t": "text"} == dict(keys)
+    assert {key for key, kind in keys if kind == "json"} == {"mixed", "long", "huge", "nul"}
+    assert sum(array.nbytes for array in arrays.values()) < 2 * 10**5
+    table = InfoTable(lambda: arrays, keys, len(infos))
+    assert list(table) == infos and table[-1] == infos[-1]
+    for found, info in zip(table, infos, strict=True):
+        assert {k: type(v) for k, v in found.items()} == {
+            k: type(v) for k, v in info.items()
+        }
+    assert table.column("i").tolist() == [info["i"] for info in infos]
+    assert table.column("some") is None and table.column("mixed") is None
+    assert table.column("absent") is None
+
+
+def test_skipped_structures_are_named_by_where_the_file_is_now(tmp_path):
+    path, moved = tmp_path / "old.extxyz", tmp_path / "sub/new.extxyz"
+    ase.io.write(path, list(molecules(3)), format="extxyz")
+    text = path.read_text().split("\n")
+    text[6] = "Qq 0 0 0"  # of the second structure
+    path.write_text("\n".join(text))
+    for _ in range(2):
+        settings = {"cache_dir": str(tmp_path / "cache"), "on_error": "skip"}
+        dataset = load_dataset(DataConfig(path=str(path), **settings), 3.0)
+        (sentence,) = dataset.skipped
+        assert sentence.startswith(f"{path}: structure 1 ") and "Qq" in sentence
+    moved.parent.mkdir()
+    shutil.move(path, moved)
+    dataset = load_dataset(DataConfig(path=str(moved), **settings), 3.0)
+    assert dataset.skipped == [sentence.replace(str(path), str(moved))]
+    assert dataset.where(1) == f"{moved}: structure 2"
+    assert len(list((tmp_path / "cache").iterdir())) == 1
