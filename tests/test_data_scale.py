@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ewald_jax.data import DataConfig, load_dataset, packed
+from ewald_jax.data import (
+    DataConfig,
+    LabelOptions,
+    StatisticsConfig,
+    cache_key,
+    dataset_from_atoms,
+    dataset_statistics,
+    fitting,
+    graphs,
+    load_dataset,
+    packed,
+)
 from ewald_jax.data.info import InfoTable, to_columns
 from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
 from ewald_jax.typing import InputError
@@ -145,7 +156,9 @@ def test_metadata_come_back_from_columns():
         assert {k: type(v) for k, v in found.items()} == {
             k: type(v) for k, v in info.items()
         }
-    assert table.column("i").tolist() == [info["i"] for info in infos]
+    assert table.column("i")[0].tolist() == [info["i"] for info in infos]
+    places, texts = table.column("t")
+    assert [texts[i].decode() for i in places] == [info["t"] for info in infos]
     assert table.column("some") is None and table.column("mixed") is None
     assert table.column("absent") is None
 
@@ -167,3 +180,123 @@ def test_skipped_structures_are_named_by_where_the_file_is_now(tmp_path):
     assert dataset.skipped == [sentence.replace(str(path), str(moved))]
     assert dataset.where(1) == f"{moved}: structure 2"
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_values_of_several_files(tmp_path):
+    for name, words in (("a", "x é x"), ("b", "y x a")):
+        frames = list(molecules(3))
+        for atoms, word in zip(frames, words.split(), strict=True):
+            atoms.info |= {"word": word, "odd": 1 if word == "y" else "text"}
+        ase.io.write(tmp_path / f"{name}.traj", frames)
+    dataset = load_dataset(DataConfig(path=str(tmp_path), cache_dir="none"), 3.0)
+    assert dataset.values("number").tolist() == [0, 1, 2, 0, 1, 2]
+    assert dataset.values("word").tolist() == [1, 3, 1, 2, 1, 0]  # a, x, y, é
+    assert dataset.values("odd") is None and dataset.values("absent") is None
+
+
+def test_elements_and_kinds():
+    frames = [
+        ase.Atoms(symbols, 2.0 * np.arange(3)[:, None] * [1, 0, 0], pbc=pbc, cell=[9, 9, 9])
+        for symbols, pbc in (
+            ("OH2", False), ("HOH", False), ("O2H", False), ("OH2", True), ("CO2", False),
+            ("CO2", (True, True, False)), ("OH2", True),
+        )
+    ]  # fmt: skip
+    dataset = dataset_from_atoms(frames, 3.0, LabelOptions(labels=()))
+    assert dataset.elements(range(7)) == (1, 6, 8) and dataset.elements([2, 3]) == (1, 8)
+    assert dataset.elements([]) == ()
+    assert dataset.kinds(range(7)).tolist() == [0, 3, 4, 5]
+    assert dataset.kinds([6, 2, 1, 1]).tolist() == [1, 6]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"intercept": True}, {"reference": "nonnegative"}]
+)
+def test_statistics_of_many_files_are_least_squares(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(fitting, "_ROWS", 7)  # QR of many parts
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(60):
+        numbers = rng.choice([1, 6, 8, 9], rng.integers(2, 6))
+        atoms = ase.Atoms(numbers, 2.0 * np.arange(len(numbers))[:, None] * [1, 0, 0])
+        energy = float(-1e3 * numbers.sum() + rng.normal())
+        forces = rng.normal(size=(len(atoms), 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        frames.append(atoms)
+    for part in range(3):
+        ase.io.write(tmp_path / f"{part}.traj", frames[20 * part : 20 * part + 20])
+    dataset = load_dataset(DataConfig(path=str(tmp_path), cache_dir="none"), 3.0)
+    chosen = rng.permutation(60)[:45]
+    config = StatisticsConfig(scale_from="forces", **settings)
+    found = dataset_statistics(dataset, chosen, config)
+    counts = np.array(
+        [[np.sum(a.numbers == z) for z in (1, 6, 8, 9)] for a in frames], float
+    )
+    counts = np.c_[counts, np.ones(60)] if config.intercept else counts
+    energies = np.array([a.get_potential_energy() for a in frames])
+    expected = np.linalg.lstsq(counts[chosen], energies[chosen])[0]
+    reference = [found.reference_energies[z] for z in (1, 6, 8, 9)]
+    mean = [found.mean] if config.intercept else []
+    np.testing.assert_allclose([*reference, *mean], expected, rtol=1e-9)
+    forces = np.concatenate([frames[i].get_forces() for i in chosen])
+    np.testing.assert_allclose(found.scale, np.sqrt(np.mean(forces**2)), rtol=1e-12)
+
+
+def test_statistics_are_fitted_once(tmp_path, monkeypatch):
+    ase.io.write(tmp_path / "a.traj", list(molecules(9)))
+    config = DataConfig(path=str(tmp_path / "a.traj"), cache_dir=str(tmp_path / "c"))
+    dataset, cache = load_dataset(config, 3.0), tmp_path / "c"
+    first = dataset_statistics(dataset, range(6), cache=cache)
+    assert first == dataset_statistics(dataset, range(6))
+    (entry,) = (cache / "statistics").iterdir()
+    monkeypatch.setattr(fitting, "_fit", None)
+    assert dataset_statistics(dataset, range(6), cache=cache) == first
+    for others in (
+        {"indices": range(5)},
+        {"indices": range(6), "config": StatisticsConfig(intercept=True)},
+    ):
+        with pytest.raises(TypeError):
+            dataset_statistics(dataset, cache=cache, **others)
+    monkeypatch.undo()
+    for torn in ("", "{}", "[1]", entry.read_text().replace("scale", "scales")):
+        entry.write_text(torn)
+        assert dataset_statistics(dataset, range(6), cache=cache) == first
+    monkeypatch.setattr(fitting, "versions", lambda names: dict.fromkeys(names, "x"))
+    assert dataset_statistics(dataset, range(6), cache=cache) == first
+    assert len(list((cache / "statistics").iterdir())) == 2
+
+
+def test_versions_of_libraries_are_in_the_key(tmp_path, monkeypatch):
+    path, cache = tmp_path / "a.traj", tmp_path / "cache"
+    ase.io.write(path, list(molecules(3)))
+    config = DataConfig(path=str(path), cache_dir=str(cache))
+    before = load_dataset(config, 3.0)
+    installed, changed = cache_key._version, {}
+    monkeypatch.setattr(
+        cache_key, "_version", lambda name: changed.get(name, installed(name))
+    )
+    for count, name in ((1, "dftd3"), (2, "ase"), (3, "vesin")):
+        changed[name] = "0.0"
+        # A training may go on with other versions.
+        assert load_dataset(config, 3.0).fingerprint == before.fingerprint
+        assert len(list(cache.iterdir())) == count
+
+
+@pytest.mark.parametrize("folder", ["cache", "none"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, folder):
+    path, cache = tmp_path / "a.traj", tmp_path / folder
+    ase.io.write(path, list(molecules(3)))
+    real = graphs.structure_from_atoms
+
+    def written_to(*arguments):
+        ase.io.write(path, list(molecules(4)))
+        return real(*arguments)
+
+    monkeypatch.setattr(graphs, "structure_from_atoms", written_to)
+    config = DataConfig(
+        path=str(path), cache_dir="none" if folder == "none" else str(cache)
+    )
+    with pytest.raises(InputError, match="a.traj changed while it was read, .*nothing was"):
+        load_dataset(config, 3.0)
+    assert not cache.exists() or not list(cache.iterdir())
+    monkeypatch.undo()
+    assert len(load_dataset(config, 3.0)) == 4

@@ -157,7 +157,7 @@ class GraphDataset:
         return [info for store in self._stores for info in store.infos]
 
     def values(self, key: str) -> np.ndarray | None:
-        """A metadatum of all structures [structures], texts as UTF-8.
+        """A metadatum of all structures [structures], texts as ranks among the different ones.
 
         Returns:
             None if a structure lacks it, or the values are not all truth values, all whole
@@ -166,9 +166,14 @@ class GraphDataset:
         columns = [store.infos.column(key) for store in self._stores]
         if any(column is None for column in columns):
             return None
-        if len({column.dtype.kind for column in columns}) > 1:
+        values, tables = zip(*columns, strict=True)
+        if len({(v.dtype.kind, t is None) for v, t in columns}) > 1:
             return None
-        return np.concatenate(columns)
+        if tables[0] is not None:
+            ranks = np.unique(np.concatenate(tables), return_inverse=True)[1]
+            starts = np.cumsum([0, *map(len, tables)])[:-1]
+            values = [ranks[v + start] for v, start in zip(values, starts, strict=True)]
+        return np.concatenate(values)
 
     def compositions(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """What structures are made of, file by file.

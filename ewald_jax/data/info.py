@@ -1,7 +1,8 @@
 """Metadata of structures as arrays: a million dicts take a gigabyte, seven arrays do not.
 
-Each key of the dicts is one column: truth values, whole numbers, numbers or texts of similar
-length as an array, whatever else as JSON. Texts are UTF-8, which sorts as Python does.
+Each key of the dicts is one column: truth values, whole numbers or numbers as an array, texts
+of similar length as places in a sorted table, whatever else as JSON. Texts are UTF-8, which
+sorts as Python does.
 """
 
 import itertools
@@ -12,7 +13,13 @@ from typing import Any
 import numpy as np
 
 _TYPES = {bool: "bool", int: "int", float: "float", str: "text"}
-_DTYPES = {"bool": np.dtype(np.bool_), "int": np.dtype("<i8"), "float": np.dtype("<f8")}
+_DTYPES = {
+    "bool": np.dtype(np.bool_),
+    "int": np.dtype("<i8"),
+    "float": np.dtype("<f8"),
+    "text": np.dtype("<i4"),
+    "json": np.dtype(np.uint8),
+}
 _WASTE = 4
 """Texts are padded to the longest of them up to this factor of their bytes."""
 
@@ -58,7 +65,9 @@ def to_columns(infos: Callable[[], Iterable[Mapping[str, Any]]]) -> tuple[Column
             arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
         elif kind == "text":
             texts = (_text(v) if v else b"" for v in found)
-            arrays[name] = np.fromiter(texts, f"S{longest[key]}", count)
+            texts = np.fromiter(texts, f"S{longest[key]}", count)
+            arrays[f"{name}_table"], places = np.unique(texts, return_inverse=True)
+            arrays[name] = places.astype(_DTYPES["text"])
         else:
             arrays[name] = np.fromiter(
                 (0 if v is None else v for v in found), _DTYPES[kind], count
@@ -91,13 +100,19 @@ class InfoTable(Sequence):
             if f"{name}_has" not in arrays or arrays[f"{name}_has"][index]
         }
 
-    def column(self, key: str) -> np.ndarray | None:
-        """The values [structures] of a key, texts as UTF-8; None if they are no plain array."""
+    def column(self, key: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """The values of a key, None if some dicts lack it or they are of no one type.
+
+        Returns:
+            [structures] values and None; or, for texts, [structures] places in a table, and
+            the table, sorted UTF-8.
+        """
         name, kind = self._columns.get(key, ("", "json"))
         arrays = self._arrays()
         if kind == "json" or f"{name}_has" in arrays:
             return None
-        return np.array(arrays[name])
+        table = np.array(arrays[f"{name}_table"]) if kind == "text" else None
+        return np.array(arrays[name]), table
 
 
 def check_columns(
@@ -112,8 +127,8 @@ def check_columns(
     for number, (key, kind) in enumerate(keys):
         name = f"info{number}"
         dtype, shape = shapes[name]
-        wanted = {**_DTYPES, "text": dtype, "json": np.dtype(np.uint8)}[kind]
-        if dtype != wanted or (kind == "text" and dtype.kind != "S"):
+        texts = shapes[f"{name}_table"][0].kind if kind == "text" else "S"
+        if dtype != _DTYPES[kind] or texts != "S":
             raise ValueError(f"metadata {key} are {dtype}")
         lengths = [] if kind == "json" else [shape]
         lengths += [shapes[f"{name}_ends"][1]] if kind == "json" else []
@@ -129,7 +144,9 @@ def _value(arrays: Mapping[str, np.ndarray], name: str, kind: str, index: int) -
         begin = ends[index - 1] if index else 0
         return json.loads(arrays[name][begin : ends[index]].tobytes())
     value = arrays[name][index].item()
-    return value.decode("utf-8", "surrogatepass") if kind == "text" else value
+    if kind == "text":
+        return arrays[f"{name}_table"][value].decode("utf-8", "surrogatepass")
+    return value
 
 
 def _kind(value: Any) -> str:
