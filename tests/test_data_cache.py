@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import ase
 import ase.io
@@ -366,16 +367,19 @@ def test_two_processes_build_the_same_entry(source, folder):
     assert len(entries(folder)) == 1
 
 
-def test_what_a_killed_process_left_goes_away_after_a_day(source, folder):
+def test_what_a_killed_process_left_goes_away(source, folder):
     load(source, folder)
     (entry,) = folder.iterdir()
     entry.unlink()
-    old, new = (entry.with_name(f"{entry.name}.tmp-{name}") for name in ("old", "new"))
-    for path in (old, new):
+    names = ("days-old", "abandoned", "new", "at-work")
+    left = [entry.with_name(f"{entry.name}.tmp-{name}") for name in names]
+    for path, age in zip(left, (10**6, 60, 0, 60), strict=True):
         path.mkdir()
-    os.utime(old, (0, 0))
-    load(source, folder)
-    assert entries(folder) == sorted([entry.name, new.name])
+        os.utime(path, (time.time() - age,) * 2)
+    with cache._locked(left[3]) as free:
+        assert free
+        load(source, folder)
+    assert entries(folder) == sorted([entry.name, left[2].name, left[3].name])
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -29,11 +29,17 @@ from ewald_jax.data.store_writer import StoreWriter
 from ewald_jax.graph.schema import Neighborhood
 from ewald_jax.typing import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 ENVIRONMENT = "EWALD_JAX_CACHE"
 OFF = "none"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _STALE_SECONDS = 24 * 3600
+_SETTLED_SECONDS = 5
 _SUFFIX = ".graphs"
 
 
@@ -180,10 +186,10 @@ def _build(entry: Path, graphs: Graphs, key: Key) -> None:
     building = entry.with_name(f"{entry.name}.tmp-{uuid.uuid4().hex}")
     building.mkdir()
     try:
-        with StoreWriter(building) as writer:
+        with _locked(building), StoreWriter(building) as writer:
             _add_all(writer, graphs, key)
             writer.finish(building / entry.name, graphs.source, graphs.skipped)
-        _publish(building / entry.name, entry)
+            _publish(building / entry.name, entry)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -197,8 +203,33 @@ def _remove_stale(entry: Path) -> None:
     """What a killed process left of this entry, once nobody can be working on it."""
     for path in entry.parent.glob(f"{entry.name}.tmp-*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            age = time.time() - path.stat().st_mtime
+            if age > _STALE_SECONDS or (age > _SETTLED_SECONDS and _abandoned(path)):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Holds a directory as long as the process lives; yields whether it was free."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody has it, or the file system knows no locks
+            free = False
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _abandoned(directory: Path) -> bool:
+    """Whether the process that made a directory has ended; False if nobody can tell."""
+    with _locked(directory) as free:
+        return free
 
 
 @contextlib.contextmanager

@@ -125,8 +125,10 @@ def _errors(path: Path) -> Iterator[None]:
     """What a process or its end raised, as a sentence."""
     try:
         yield
-    except (InputError, KeyboardInterrupt):
+    except InputError:
         raise
+    except SystemExit as error:  # somebody ended the process
+        raise KeyboardInterrupt from error
     except OSError as error:
         raise InputError(f"{path} cannot be converted ({error})") from error
     except Exception as error:
@@ -138,7 +140,9 @@ def _errors(path: Path) -> Iterator[None]:
 
 def _stop_cleanly() -> None:
     """Lets what is under way remove its files when a worker is told to end, or left alone."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Ctrl-C goes to all processes; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -149,9 +153,9 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _end(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise SystemExit  # which, unlike others, a process that waits for work ends by silently
 
 
 @contextlib.contextmanager
