@@ -82,13 +82,6 @@ def test_processes_share_one_file(folder):
     path = folder / "one.extxyz"
     frames = [atoms for i in range(8) for atoms in molecules(20, i)]
     ase.io.write(path, frames, format="extxyz")
-    config = DataConfig(path=str(path), cache_dir=str(folder / "cache"))
-    together = load_dataset(config, 3.0, workers=2)
-    alone = load_dataset(dataclasses.replace(config, cache_dir="none"), 3.0)
-    assert together.fingerprint == alone.fingerprint and len(together) == 160
-    for a, b in zip(together, alone, strict=True):
-        np.testing.assert_array_equal(a.graph.senders, b.graph.senders)
-        np.testing.assert_array_equal(a.targets["forces"], b.targets["forces"])
     near = frames[100].copy()
     near.calc = frames[100].calc
     near.positions[1] = near.positions[0]
@@ -97,15 +90,20 @@ def test_processes_share_one_file(folder):
     ase.io.write(path, frames, format="extxyz")
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))  # what comes first is said first
-    with pytest.raises(
-        InputError, match=r"one.extxyz: structure 100 has atoms .* at 0.000 Å"
-    ):
+    config = DataConfig(path=str(path), cache_dir=str(folder / "cache"))
+    message = r"one.extxyz: structure 100 has atoms .* at 0.000 Å"
+    with pytest.raises(InputError, match=message):
         load_dataset(config, 3.0, workers=2)
     path.write_text("".join(lines))
     config = dataclasses.replace(config, on_error="skip")
-    dataset = load_dataset(config, 3.0, workers=2)
-    assert len(dataset) == 158
-    first, second = dataset.skipped
+    together = load_dataset(config, 3.0, workers=2)
+    alone = load_dataset(dataclasses.replace(config, cache_dir="none"), 3.0)
+    assert together.fingerprint == alone.fingerprint and len(together) == 158
+    assert together.skipped == alone.skipped and together.infos() == alone.infos()
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.graph.senders, b.graph.senders)
+        np.testing.assert_array_equal(a.targets["forces"], b.targets["forces"])
+    first, second = together.skipped
     assert "structure 100 has atoms" in first and "structure 120 has no label" in second
     assert not list((folder / "cache").glob("*.tmp-*"))
 

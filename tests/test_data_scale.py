@@ -1,6 +1,7 @@
 """Many files and many structures: few open files, little memory, nothing read twice."""
 
 import errno
+import json
 import resource
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
+from commands import succeed
 
 from ewald_jax.data import (
     DataConfig,
@@ -300,3 +302,15 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch, folder):
     assert not cache.exists() or not list(cache.iterdir())
     monkeypatch.undo()
     assert len(load_dataset(config, 3.0)) == 4
+
+
+def test_the_benchmark_of_data(tmp_path):
+    sizes = "hidden_channels: 8, num_filters: 8, num_interactions: 1, num_gaussians: 8"
+    config = tmp_path / "tiny.yaml"
+    config.write_text(f"model: {{name: schnet, cutoff: 3.0, {sizes}}}\n")
+    few = ("--structures", "8", "--repeated", "2000", "--workers", "1", "-b", "2")
+    said = json.loads(succeed("benchmark", "data", config, *few, "--json").stdout)
+    assert said["atoms"] == 77 and said["open_structures"] == 2000
+    assert said["read_ratio"] == pytest.approx(said["read_rate"] / said["step_rate"])
+    for key in ("convert_rate", "batch_rate", "open_seconds", "edges"):
+        assert said[key] > 0
