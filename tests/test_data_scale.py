@@ -1,5 +1,6 @@
 """Many files and many structures: few open files, little memory, nothing read twice."""
 
+import dataclasses
 import errno
 import json
 import resource
@@ -16,6 +17,7 @@ from commands import succeed
 
 from ewald_jax.data import (
     DataConfig,
+    GraphDataset,
     LabelOptions,
     StatisticsConfig,
     cache_key,
@@ -28,6 +30,8 @@ from ewald_jax.data import (
 )
 from ewald_jax.data.info import InfoTable, to_columns
 from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
+from ewald_jax.graph import Neighborhood
+from ewald_jax.kspace.waves import WaveRule
 from ewald_jax.typing import InputError
 
 
@@ -247,24 +251,47 @@ def test_statistics_are_fitted_once(tmp_path, monkeypatch):
     ase.io.write(tmp_path / "a.traj", list(molecules(9)))
     config = DataConfig(path=str(tmp_path / "a.traj"), cache_dir=str(tmp_path / "c"))
     dataset, cache = load_dataset(config, 3.0), tmp_path / "c"
-    first = dataset_statistics(dataset, range(6), cache=cache)
-    assert first == dataset_statistics(dataset, range(6))
+    first = dataset_statistics(dataset, range(6))
+    alone = load_dataset(dataclasses.replace(config, cache_dir="none"), 3.0)
+    assert first == dataset_statistics(alone, range(6))
     (entry,) = (cache / "statistics").iterdir()
     monkeypatch.setattr(fitting, "_fit", None)
-    assert dataset_statistics(dataset, range(6), cache=cache) == first
+    assert dataset_statistics(dataset, range(6)) == first
     for others in (
         {"indices": range(5)},
         {"indices": range(6), "config": StatisticsConfig(intercept=True)},
     ):
         with pytest.raises(TypeError):
-            dataset_statistics(dataset, cache=cache, **others)
+            dataset_statistics(dataset, **others)
     monkeypatch.undo()
     for torn in ("", "{}", "[1]", entry.read_text().replace("scale", "scales")):
         entry.write_text(torn)
-        assert dataset_statistics(dataset, range(6), cache=cache) == first
+        assert dataset_statistics(dataset, range(6)) == first
     monkeypatch.setattr(fitting, "versions", lambda names: dict.fromkeys(names, "x"))
-    assert dataset_statistics(dataset, range(6), cache=cache) == first
+    assert dataset_statistics(dataset, range(6)) == first
     assert len(list((cache / "statistics").iterdir())) == 2
+
+
+def test_wave_vectors_are_counted_once(tmp_path, monkeypatch):
+    ase.io.write(tmp_path / "a.traj", list(molecules(5)))
+    config = DataConfig(path=str(tmp_path / "a.traj"), cache_dir=str(tmp_path / "c"))
+    alone = dataclasses.replace(config, cache_dir="none")
+    for k_cutoff in (0.5, 1.0):
+        wide = Neighborhood(3.0, waves=WaveRule(k_cutoff, 0.2))
+        expected = load_dataset(alone, wide).sizes
+        assert expected.n_kvecs.any() or expected.n_quad.any()
+        for _ in range(2):
+            found = load_dataset(config, wide).sizes
+            for one, two in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, two)
+                assert one.dtype == np.int64
+            monkeypatch.setattr(GraphDataset, "_with_waves", None)
+        monkeypatch.undo()
+    entries = list((tmp_path / "c" / "sizes").iterdir())
+    assert len(entries) == 2
+    for entry in entries:
+        entry.write_bytes(b"torn")
+    assert load_dataset(config, wide).sizes.n_quad.tolist() == expected.n_quad.tolist()
 
 
 def test_versions_of_libraries_are_in_the_key(tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ewald_jax.analysis.benchmark import resident_peak_mb
 from ewald_jax.analysis.benchmark_step import slabs, time_steps
 from ewald_jax.data.base import DataConfig, GraphDataset, load_dataset
-from ewald_jax.data.cache import cache_directory
 from ewald_jax.data.fitting import dataset_statistics
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
@@ -158,8 +157,7 @@ def time_open(structures: int) -> tuple[float, float | None]:
 def _open(config: DataConfig) -> GraphDataset:
     dataset = load_dataset(config, 5.0)
     splits = split_dataset(config, dataset)
-    folder = cache_directory(config.cache_dir)
-    dataset_statistics(dataset, splits["train"], config.statistics, folder)
+    dataset_statistics(dataset, splits["train"], config.statistics)
     dataset.kinds(np.concatenate(list(splits.values())))
     dataset.sizes.take(splits["train"])
     return dataset

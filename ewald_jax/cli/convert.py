@@ -59,6 +59,7 @@ def convert(
         workers=workers or available_cores(),
     )
     seconds = time.perf_counter() - started
+    _ = dataset.sizes  # kept for the training, where they take wave vectors
     splits = split_dataset(config.data, dataset)
     summary: dict[str, Any] = {
         "cache": str(folder),
@@ -72,9 +73,7 @@ def convert(
         "seconds": seconds,
     }
     if "energy" in dataset.labels:
-        fitted = dataset_statistics(
-            dataset, splits["train"], config.data.statistics, folder
-        )
+        fitted = dataset_statistics(dataset, splits["train"], config.data.statistics)
         summary["statistics"] = fitted.to_dict()
     if as_json:
         print_json(summary)

@@ -136,7 +136,6 @@ def run_training(
         InputError: If the data are broken, or the directory is in use.
     """
     from ewald_jax.data.base import load_dataset
-    from ewald_jax.data.cache import cache_directory
     from ewald_jax.data.fitting import dataset_statistics
     from ewald_jax.data.splits import split_dataset
     from ewald_jax.models import neighborhood
@@ -162,9 +161,7 @@ def run_training(
         loss=config.loss,
         optim=config.optim,
         output_dir=output,
-        statistics=dataset_statistics(
-            dataset, splits["train"], settings, cache_directory(config.data.cache_dir)
-        ),
+        statistics=dataset_statistics(dataset, splits["train"], settings),
         config=config.to_dict(),
         resume=resume,
         overwrite=overwrite,

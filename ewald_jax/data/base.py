@@ -200,7 +200,8 @@ def load_dataset(
         or cached_store(path, READERS[kind], *rest, progress, _worth(path, workers), maps)
         for (path, kind, *rest), store in zip(jobs, found, strict=True)
     ]
-    return GraphDataset(stores, neighborhood, [role for role, _ in files])
+    roles = [role for role, _ in files]
+    return GraphDataset(stores, neighborhood, roles, cache_directory(config.cache_dir))
 
 
 def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:

@@ -1,15 +1,18 @@
 """A data set as training sees it: structures by number, from one file or several."""
 
 import bisect
+import contextlib
 import copy
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ewald_jax.data.content import keep
 from ewald_jax.data.store import FORMULA, FORMULAS, GraphStore, Sample
 from ewald_jax.graph.schema import (
     ENERGY,
@@ -21,6 +24,9 @@ from ewald_jax.graph.schema import (
 )
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
+
+_SIZES_VERSION = 1
+"""Raise it whenever the same rule gives other wave vectors."""
 
 _PART = 4096
 """Structures that are looked at together."""
@@ -36,6 +42,7 @@ class GraphDataset:
         labels: Labels that every structure has; ``free`` among them if any atom is fixed.
         roles: [structures] split that each structure's file was given for, "" if none.
         fingerprint: Hash of everything the content depends on.
+        cache: Folder of what was computed from the structures once, None for none.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class GraphDataset:
         stores: Sequence[GraphStore],
         neighborhood: Neighborhood | float,
         roles: Sequence[str] | None = None,
+        cache: Path | None = None,
     ):
         """Joins the graphs of several files.
 
@@ -50,6 +58,7 @@ class GraphDataset:
             stores: One per file, at least one.
             neighborhood: Which edges they were built with; a number is a cutoff, Å.
             roles: Split that each file was given for.
+            cache: Folder to keep what is computed from them all; None for none.
 
         Raises:
             InputError: If the files have different labels.
@@ -63,7 +72,7 @@ class GraphDataset:
                     "same in all files, or data.labels with the labels to use"
                 )
         self.neighborhood = Neighborhood.of(neighborhood)
-        self._stores = tuple(stores)
+        self._stores, self.cache = tuple(stores), cache
         self._starts = list(itertools.accumulate(map(len, stores), initial=0))
         columns = zip(*(store.sizes for store in stores), strict=True)
         self._sizes = Sizes(*(np.concatenate(column) for column in columns))
@@ -98,13 +107,26 @@ class GraphDataset:
         """
         if self.neighborhood.waves is None:
             return self._sizes
+        n_kvecs, n_pairs, n_quad = self._wave_sizes()
+        return self._sizes._replace(n_kvecs=n_kvecs, n_pairs=n_pairs, n_quad=n_quad)
+
+    def _wave_sizes(self) -> np.ndarray:
+        """[3, structures] wave vectors, pairs and nodes; kept, as each must be made for it."""
+        entry = None
+        if self.cache is not None:
+            name = f"{_SIZES_VERSION} {self.fingerprint} {self.neighborhood.waves}"
+            name = hashlib.sha256(name.encode()).hexdigest()
+            entry = self.cache / "sizes" / f"{name}.int64"
+            # A damaged entry is no entry.
+            with contextlib.suppress(OSError, ValueError):
+                return np.fromfile(entry, np.int64).reshape(3, len(self))
         found = [self._with_waves(index).waves for index in range(len(self))]
         n_quad = np.array([waves.num_quad for waves in found], np.int64)
-        return self._sizes._replace(
-            n_kvecs=np.array([len(waves.nodes) for waves in found], np.int64),
-            n_pairs=np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0),
-            n_quad=n_quad,
-        )
+        n_pairs = np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0)
+        sizes = np.stack([[len(waves.nodes) for waves in found], n_pairs, n_quad])
+        if entry is not None:
+            keep(entry, np.asarray(sizes, np.int64).tobytes())
+        return sizes
 
     def suited_to(self, needed: Neighborhood) -> "GraphDataset":
         """The same structures for a model, with triplets if it needs them.

@@ -9,16 +9,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import scipy.optimize
 from ase.data import atomic_numbers
 
 from ewald_jax.data.cache_key import versions
+from ewald_jax.data.content import keep
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.statistics import Statistics, StatisticsConfig
 from ewald_jax.graph.schema import FORCES, MAX_ATOMIC_NUMBER
@@ -70,16 +68,16 @@ def dataset_statistics(
     dataset: GraphDataset,
     indices: Sequence[int] | np.ndarray,
     config: StatisticsConfig | None = None,
-    cache: Path | None = None,
 ) -> Statistics:
     """`fit_statistics` of a data set's training split, or all of it if `config` says so.
+
+    What was fitted once to the same structures with the same settings is kept beside the
+    cached graphs, and read from there.
 
     Args:
         dataset: Structures with energies.
         indices: The training split.
         config: What to fit and what is given.
-        cache: Folder of cached graphs; what was fitted once to the same structures with the
-            same settings is read from there. None for none.
 
     Raises:
         InputError: As `fit_statistics`, and if the data set has no energies.
@@ -88,8 +86,8 @@ def dataset_statistics(
     energies = dataset.energies
     chosen = np.arange(len(dataset)) if config.fit_on == "all" else np.asarray(indices)
     entry = None
-    if cache is not None:
-        entry = cache / _FOLDER / f"{_name(dataset, chosen, config)}.json"
+    if dataset.cache is not None:
+        entry = dataset.cache / _FOLDER / f"{_name(dataset, chosen, config)}.json"
         # A damaged entry is no entry.
         with contextlib.suppress(OSError, ValueError):
             return Statistics.from_dict(json.loads(entry.read_text(encoding="utf-8")))
@@ -101,7 +99,7 @@ def dataset_statistics(
     wanted = config.scale_from == "forces" and config.scale is None
     found = _fit(blocks, dataset.square_sum(FORCES, times) if wanted else (0.0, 0), config)
     if entry is not None:
-        _keep(entry, found)
+        keep(entry, json.dumps(found.to_dict()).encode())
     return found
 
 
@@ -111,15 +109,6 @@ def _name(dataset: GraphDataset, chosen: np.ndarray, config: StatisticsConfig) -
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(chosen, np.int64).tobytes())
     return digest.hexdigest()
-
-
-def _keep(entry: Path, found: Statistics) -> None:
-    # Nothing is lost where it cannot be written.
-    with contextlib.suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        half = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
-        half.write_text(json.dumps(found.to_dict()), encoding="utf-8")
-        os.replace(half, entry)
 
 
 def _fit(
