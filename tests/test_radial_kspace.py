@@ -13,7 +13,7 @@ from structures import assert_close, quick_compilation, random_cell, rotation  #
 
 from ewald_jax import kspace
 from ewald_jax.kspace import quadrature
-from ewald_jax.kspace.channels import coulomb_at_zero, mirrored_gaussians
+from ewald_jax.kspace.channels import mirrored_gaussians
 from ewald_jax.typing import InputError
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compilation")
@@ -52,15 +52,16 @@ def radial_message(h, positions, cell, pbc, weights, rule=RULE, channels=()):
     boundary = kspace.boundary_cell(cell, pbc)
     vectors = kspace.wave_vectors(*found[:4], boundary, pbc, rule.k_cutoff)
     basis = kspace.channel_basis(vectors.square / rule.k_cutoff**2, NUM_RBF, channels)
-    if pbc.sum() == 2:
-        coulomb = NUM_RBF + channels.index("coulomb") if "coulomb" in channels else None
-        basis = kspace.slab_basis(basis, vectors, coulomb)
+    coulomb = NUM_RBF + channels.index("coulomb") if "coulomb" in channels else None
+    basis = kspace.plane_basis(basis, vectors, coulomb)
     centred = positions - jnp.mean(positions, axis=0, keepdims=True)
     scaled = kspace.scaled_positions(centred, boundary, pbc)
-    phases = kspace.phases(2 * jnp.pi * scaled, vectors.coordinates)
-    return kspace.message_from_phases(
-        h, phases, (basis * vectors.weights[:, None]) @ weights
-    )
+    atoms = jnp.ones(len(positions), bool)
+    table, planes = kspace.plane_phases(scaled, vectors, atoms)
+    if coulomb is None:
+        table, planes = kspace.phases(2 * jnp.pi * scaled, vectors.coordinates), None
+    filter = (basis * vectors.weights[:, None]) @ weights
+    return kspace.message_from_phases(h, table, filter, planes=planes)
 
 
 class Inputs:
@@ -326,7 +327,7 @@ def test_vacuum_does_not_matter():
 
 
 def test_coulomb_in_a_slab_is_the_integral_along_the_normal():
-    """Two opposite charges and two equal ones, with the part in the plane by loops."""
+    """Two charges without their mean, with the part in the plane by loops."""
     area, z = np.linalg.norm(np.cross([5.0, 0, 0], [1.0, 6.0, 0])), 3.7
     cell = np.array([[5.0, 0, 0], [1.0, 6.0, 0], [0, 0, 9.0]])
     positions = np.array([[0, 0, 0], [0.7, 1.9, z]])
@@ -344,7 +345,7 @@ def test_coulomb_in_a_slab_is_the_integral_along_the_normal():
     reciprocal = 2 * np.pi * np.linalg.inv(cell).T
     factor = 6 * np.pi**2 / (K_CUTOFF**3 * area * 2 * np.pi)
     value = lambda k: basis_of(np.array([k]), ("coulomb",))[0, -1]
-    expected = np.zeros((2, 2))
+    expected, without_mean = np.zeros((2, 2)), np.eye(2) - 0.5
     for n in itertools.product(range(-2, 3), repeat=2):
         k = n @ reciprocal[:2]
         length = np.linalg.norm(k)
@@ -360,31 +361,32 @@ def test_coulomb_in_a_slab_is_the_integral_along_the_normal():
                 )
                 part = scipy.integrate.quad(kernel, 0, top, limit=400, epsabs=1e-11)[0]
             else:
-                # (cos - 1) / k^2 has no divergence; its constant is the finite part of 1 / k^2.
+                # (cos - 1) / k^2 has no divergence.
                 kernel = lambda q, dz=dz: value(q) * (np.cos(q * dz) - 1)
                 part = scipy.integrate.quad(
                     kernel, 1e-7, K_CUTOFF, limit=400, epsabs=1e-11
                 )[0]
-                part += K_CUTOFF * coulomb_at_zero()
+                part = part * without_mean[j]
+                expected[i] += 2 * factor * part * phase
+                continue
             expected[i, j] += 2 * factor * part * phase
     np.testing.assert_allclose(matrix, expected, rtol=1e-6)
 
 
 def test_coulomb_of_a_plane_grows_linearly():
-    """Far from a slab of charge the potential is that of a plane, without a constant."""
+    """Between two charged planes the field is constant; a uniform charge is none."""
     cell = np.diag([4.0, 4.0, 10.0])
     weights = np.zeros((NUM_RBF + 1, 1))
     weights[-1] = 1
-    far = []
-    for z in (60.0, 120.0):
+    steps = []
+    for z in (60.0, 120.0, 180.0):
         positions = np.array([[0, 0, 0], [0, 0, z]])
-        h = np.array([[1.0], [0.0]])
+        h = np.array([[3.0], [1.0]])
         pbc = [True, True, False]
-        far.append(
-            radial_message(h, positions, cell, pbc, weights, channels=("coulomb",))[1, 0]
-        )
-    np.testing.assert_allclose(far[1], 2 * far[0], rtol=1e-6)
-    assert far[0] < 0
+        found = radial_message(h, positions, cell, pbc, weights, channels=("coulomb",))
+        steps.append(found[0, 0] - found[1, 0])
+    np.testing.assert_allclose(steps[2] - steps[1], steps[1] - steps[0], rtol=1e-6)
+    assert steps[1] - steps[0] > 0
 
 
 def test_coulomb_in_a_crystal_leaves_out_the_background():
@@ -438,14 +440,13 @@ def fixed_message(inputs, found, positions, cell, pbc):
     boundary = kspace.boundary_cell(cell, pbc)
     vectors = kspace.wave_vectors(*found[:4], boundary, pbc, K_CUTOFF)
     basis = kspace.channel_basis(vectors.square / K_CUTOFF**2, NUM_RBF, inputs.channels)
-    if sum(np.asarray(pbc)) == 2:
-        basis = kspace.slab_basis(basis, vectors, NUM_RBF)
-    phases = kspace.phases(
-        2 * jnp.pi * kspace.scaled_positions(positions, boundary, pbc), vectors.coordinates
+    basis = kspace.plane_basis(
+        basis, vectors, NUM_RBF if "coulomb" in inputs.channels else None
     )
-    return kspace.message_from_phases(
-        h, phases, (basis * vectors.weights[:, None]) @ weights
-    )
+    scaled = kspace.scaled_positions(positions, boundary, pbc)
+    table, planes = kspace.plane_phases(scaled, vectors, jnp.ones(len(h), bool))
+    filter = (basis * vectors.weights[:, None]) @ weights
+    return kspace.message_from_phases(h, table, filter, planes=planes)
 
 
 # -- refusals --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from ewald_jax.kspace.boundary import (
     scaled_positions,
     wave_vectors,
 )
-from ewald_jax.kspace.channels import CHANNELS, channel_basis, slab_basis
+from ewald_jax.kspace.channels import CHANNELS, channel_basis
 from ewald_jax.kspace.damping import sinc_damping
 from ewald_jax.kspace.filters import (
     coulomb_filter,
@@ -32,8 +32,10 @@ from ewald_jax.kspace.open import (
     pair_message,
     radial_nodes,
 )
+from ewald_jax.kspace.plane import plane_basis, plane_phases
 from ewald_jax.kspace.quadrature import num_radial
 from ewald_jax.kspace.sums import (
+    PlaneSums,
     ewald_message,
     lattice_phases,
     message_from_phases,
@@ -43,6 +45,7 @@ from ewald_jax.kspace.sums import (
 from ewald_jax.kspace.waves import WaveRule, WaveSet, wave_set
 
 __all__ = [
+    "PlaneSums",
     "CHANNELS",
     "WaveRule",
     "WaveSet",
@@ -67,13 +70,14 @@ __all__ = [
     "pair_kernel",
     "pair_message",
     "phases",
+    "plane_basis",
+    "plane_phases",
     "polynomial_envelope",
     "radial_basis",
     "radial_nodes",
     "reciprocal_cell",
     "scaled_positions",
     "sinc_damping",
-    "slab_basis",
     "structure_factor",
     "svd_frame",
     "voxel_grid",

@@ -29,13 +29,15 @@ class WaveVectors(NamedTuple):
         coordinates: [kvecs, 3] in the reciprocal basis of `boundary_cell`.
         square: [kvecs] |k|^2, 1/Å^2.
         weights: [kvecs] what multiplies the filter.
-        along_open: [kvecs] True where the part in the periodic directions is zero.
+        plane: [kvecs] True for the plane waves of a slab, see `kspace.plane`.
+        twin: [kvecs] True for the same wave vectors with all else that is sent by them.
     """
 
     coordinates: Float[Array, "kvecs 3"]
     square: Float[Array, " kvecs"]
     weights: Float[Array, " kvecs"]
-    along_open: Bool[Array, " kvecs"]
+    plane: Bool[Array, " kvecs"]
+    twin: Bool[Array, " kvecs"]
 
 
 def boundary_cell(cell: Float[Array, "3 3"], pbc: Bool[Array, " 3"]) -> Float[Array, "3 3"]:
@@ -113,11 +115,14 @@ def wave_vectors(
     speed = jnp.where(is_open, speed, 1.0)
     size = jnp.abs(cell_volume(boundary))
     scale = 6 * jnp.pi**2 / (k_cutoff**3 * size)
+    down = directions[:, 2] < 0
+    in_slab = along & (num_open == 1)
     return WaveVectors(
         n + directions * (open_length / (2 * jnp.pi))[:, None],
         lattice_square + open_length**2,
         jnp.where(along | inside, weights * speed * scale, 0.0),
-        along,
+        in_slab & down,
+        in_slab & ~down,
     )
 
 

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ewald_jax.kspace.boundary import WaveVectors
 from ewald_jax.kspace.filters import gaussian_rbf, polynomial_envelope
 from ewald_jax.kspace.quadrature import gauss_legendre
 from ewald_jax.typing import Array, Float
@@ -79,33 +78,6 @@ def channel_basis(
     return jnp.concatenate([mirrored_gaussians(square, num_rbf), *parts], axis=-1)
 
 
-def slab_basis(
-    basis: Float[Array, "kvecs basis"], vectors: WaveVectors, coulomb: int | None
-) -> Float[Array, "kvecs basis"]:
-    """The basis with the first wave vector of a slab as what the others leave out at k = 0.
-
-    There all functions have been counted by the quadrature, except for the Coulomb channel:
-    its integral along the normal diverges as that of 1/k^2. The value at k = 0 takes away what
-    the quadrature makes of the divergence, and leaves the finite part.
-
-    Args:
-        basis: From `channel_basis`.
-        vectors: The wave vectors.
-        coulomb: Place of the Coulomb channel in the basis, None if there is none.
-
-    Returns:
-        The basis, changed where k = 0.
-    """
-    origin, weights = vectors.square == 0, vectors.weights
-    basis = jnp.where(origin[:, None], 0.0, basis)
-    if coulomb is None:
-        return basis
-    at_zero = jnp.sum(jnp.where(origin, weights, 0.0))
-    counted = jnp.sum(jnp.where(vectors.along_open, weights * basis[:, coulomb], 0.0))
-    value = coulomb_at_zero() - counted / jnp.where(at_zero > 0, at_zero, 1.0)
-    return basis.at[:, coulomb].add(jnp.where(origin, value, 0.0))
-
-
 def coulomb_channel(square: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The Coulomb channel; 0 at x = 0, where it has no value.
 
@@ -129,20 +101,6 @@ def dispersion_channel(square: Float[Array, "*batch"]) -> Float[Array, "*batch"]
         Values.
     """
     return _dispersion_scale() * _dispersion(square) * smooth_envelope(square)
-
-
-def coulomb_at_zero() -> float:
-    r"""Finite part of the integral of the Coulomb channel over x from 0 to 1.
-
-    In a slab the integral over the normal direction diverges where the wave vector in the
-    plane vanishes; without its divergence, which is that of an infinite charged plane, it is
-    the potential -2 pi |z| of a plane, smeared.
-
-    .. math:: \int_0^1 \frac{g(x) - 1}{x^2} dx - 1
-    """
-    x, w = gauss_legendre(64)
-    x, w = (x + 1) / 2, w / 2
-    return float(_coulomb_scale() * (np.sum(w * (_host_gaussian(x) - 1) / x**2) - 1))
 
 
 def _gaussian(square: Array) -> Array:

@@ -15,11 +15,25 @@ factor s_k and phi(k) the frequency filter. Everything is linear in h, and maps 
 structures with `jax.vmap`.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ewald_jax.typing import Array, Float, Int
+
+
+class PlaneSums(NamedTuple):
+    """What the sums over a table of `plane_phases` add to those over ordinary phases.
+
+    Attributes:
+        mean: [2 kvecs] mean of the columns of plane waves over the atoms, 0 for others.
+        one: [2 kvecs] 1 for the cosines of plane waves, 0 for others.
+    """
+
+    mean: Float[Array, " two_kvecs"]
+    one: Float[Array, " two_kvecs"]
 
 
 def k_dot_r(
@@ -85,12 +99,17 @@ def message_from_phases(
     phases: Float[Array, "nodes two_kvecs"],
     filter: Float[Array, "kvecs ..."],
     prefactor: float = 1.0,
+    planes: PlaneSums | None = None,
 ) -> Float[Array, "nodes feat"]:
-    """M = c P ([phi, phi] P^T h)."""
+    """M = c P ([phi, phi] P^T h); with `planes` P holds the phases of `kspace.plane`."""
     if filter.ndim == 1:  # or it would broadcast along the channels where the sizes agree
         filter = filter[:, None]
     sf = structure_factor_from_phases(h, phases)
-    return phases @ (jnp.concatenate([filter, filter]) * (prefactor * sf))
+    if planes is not None:
+        sf = sf - planes.mean[:, None] * jnp.sum(h, axis=0, keepdims=True)
+    sf = jnp.concatenate([filter, filter]) * (prefactor * sf)
+    message = phases @ sf
+    return message if planes is None else message + (planes.one @ sf)[None]
 
 
 def structure_factor(

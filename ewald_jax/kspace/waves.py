@@ -143,15 +143,13 @@ def _slab(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
     normal = np.cross(*periodic)
     reach = float(np.ptp(points @ (normal / np.linalg.norm(normal))))
     indices, lengths = _half_lattice(periodic, rule)
-    up = (0.0, 0.0, 1.0)
+    up, down = (0.0, 0.0, 1.0), (0.0, 0.0, -1.0)
     x, w = gauss_legendre(_num_radial(rule, reach))
     counts = num_stretched(rule.k_cutoff, rule.width, reach, lengths, symmetric=True)
-    _check_number(1 + len(x) + int(counts.sum()), rule)
-    # The first stands for k = 0 of the channels that need it there (`kspace.channels`).
-    parts = [
-        _part([(0, 0, 0)], up, 0.0, 2.0),
-        _part(np.zeros((len(x), 3)), up, (x + 1) / 2, w),
-    ]
+    _check_number(2 * len(x) + int(counts.sum()), rule)
+    # Twice, the second time for the Coulomb channel, which is sent otherwise (`kspace.plane`).
+    along = np.zeros((len(x), 3))
+    parts = [_part(along, side, (x + 1) / 2, w) for side in (up, down)]
     for index, count in zip(indices, counts, strict=True):
         x, w = gauss_legendre(int(count))
         parts.append(_part(np.tile(index, (len(x), 1)), up, x, 2 * w))

@@ -178,9 +178,10 @@ def _message(
     config: EwaldConfig, h: Array, kspace: KSpace, filter: Array
 ) -> Float[Array, "nodes feat"]:
     """The message of filters [kvecs, feat], or of one such table for each row of slots."""
-    axes = (0, 0, 0 if filter.ndim == 3 else None, None)
+    axes = (0, 0, 0 if filter.ndim == 3 else None, None, 0)
+    dense = ops.to_dense(h, kspace.dense_index)
     dense = jax.vmap(ks.message_from_phases, axes)(
-        ops.to_dense(h, kspace.dense_index), kspace.phases, filter, config.prefactor
+        dense, kspace.phases, filter, config.prefactor, kspace.planes
     )
     return ops.from_dense(dense, kspace.node_slot)
 

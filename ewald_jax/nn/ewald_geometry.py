@@ -48,6 +48,7 @@ class KSpace(NamedTuple):
         dense_index: [rows, slots] node of each slot.
         node_slot: [nodes] slot of each node.
         pairs: Molecules in pair form, None if there are none.
+        planes: [rows, 2 kvecs] of the plane waves in slabs, None without a Coulomb channel.
     """
 
     phases: Float[Array, "rows slots two_kvecs"]
@@ -55,6 +56,7 @@ class KSpace(NamedTuple):
     dense_index: Int[Array, "rows slots"]
     node_slot: Int[Array, " nodes"]
     pairs: PairSpace | None = None
+    planes: ks.PlaneSums | None = None
 
 
 def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
@@ -84,8 +86,8 @@ def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
         table = jax.vmap(lambda s: ks.lattice_phases(s, indices))(scaled)
         return KSpace(table, None, index, node_slot)
     if config.scheme == "radial":
-        table, basis, pairs = _radial(config, batch, dense, mask)
-        return KSpace(table, basis, index, node_slot, pairs)
+        table, planes, basis, pairs = _radial(config, batch, dense, mask)
+        return KSpace(table, basis, index, node_slot, pairs, planes)
     kvecs = jnp.asarray(host_kvecs(config), positions.dtype)
     framed = ks.svd_frame(dense, mask, config.min_frame_nodes)
     damping = ks.sinc_damping(framed, config.delta_k, config.sinc)
@@ -98,7 +100,7 @@ def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
 
 def _radial(
     config: EwaldConfig, batch: Batch, dense: Array, mask: Array
-) -> tuple[Array, Array, PairSpace | None]:
+) -> tuple[Array, ks.PlaneSums | None, Array, PairSpace | None]:
     waves = batch.waves
     if waves is None:
         raise InputError(
@@ -114,24 +116,26 @@ def _radial(
         else None
     )
 
-    def of_structure(positions, cell, pbc, indices, directions, nodes, weights):
+    def of_structure(positions, mask, cell, pbc, indices, directions, nodes, weights):
         boundary = ks.boundary_cell(cell, pbc)
         vectors = ks.wave_vectors(
             indices, directions, nodes, weights, boundary, pbc, k_cutoff
         )
         scaled = ks.scaled_positions(positions, boundary, pbc)
-        table = ks.phases(2 * jnp.pi * scaled, vectors.coordinates)
+        if coulomb is None:
+            table, planes = ks.phases(2 * jnp.pi * scaled, vectors.coordinates), None
+        else:
+            table, planes = ks.plane_phases(scaled, vectors, mask)
         basis = ks.channel_basis(vectors.square / k_cutoff**2, *options)
-        in_slab = ks.slab_basis(basis, vectors, coulomb)
-        basis = jnp.where(jnp.sum(pbc) == 2, in_slab, basis)
-        return table, basis * vectors.weights[:, None]
+        basis = ks.plane_basis(basis, vectors, coulomb)
+        return table, planes, basis * vectors.weights[:, None]
 
     cell, pbc = graph_rows(batch, "cell", rows), graph_rows(batch, "pbc", rows)
-    table, basis = jax.vmap(of_structure)(
-        ks.centre(dense, mask), cell, jnp.asarray(pbc), *waves[:4]
+    table, planes, basis = jax.vmap(of_structure)(
+        ks.centre(dense, mask), mask, cell, jnp.asarray(pbc), *waves[:4]
     )
     if waves.quad_nodes.shape[0] == 0:
-        return table, basis, None
+        return table, planes, basis, None
     x = jnp.asarray(waves.quad_nodes)
     in_pairs = ks.channel_basis(x**2, *options) * waves.quad_weights[:, None]
     graph, nodes = batch.graph, jnp.asarray(waves.pair_index)
@@ -147,7 +151,7 @@ def _radial(
         (k_cutoff * x) ** 2,
         in_pairs,
     )
-    return table, basis, pairs
+    return table, planes, basis, pairs
 
 
 def pair_places(
