@@ -188,6 +188,11 @@ def test_skipped_structures_are_named_by_where_the_file_is_now(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_structures_without_metadata():
+    arrays, keys = to_columns(lambda: [{}, {}, {}])
+    assert list(InfoTable(lambda: arrays, keys, 3)) == [{}, {}, {}] and not arrays
+
+
 def test_values_of_several_files(tmp_path):
     for name, words in (("a", "x é x"), ("b", "y x a")):
         frames = list(molecules(3))

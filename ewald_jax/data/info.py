@@ -93,6 +93,7 @@ class InfoTable(Sequence):
 
     def __getitem__(self, index):
         """One dict."""
+        index = range(self._count)[index]  # there may be no column to refuse it
         arrays = self._arrays()
         return {
             key: _value(arrays, name, kind, index)
@@ -140,7 +141,6 @@ def check_columns(
 def _value(arrays: Mapping[str, np.ndarray], name: str, kind: str, index: int) -> Any:
     if kind == "json":
         ends = arrays[f"{name}_ends"]
-        index = range(len(ends))[index]
         begin = ends[index - 1] if index else 0
         return json.loads(arrays[name][begin : ends[index]].tobytes())
     value = arrays[name][index].item()

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -22,6 +23,9 @@ from rich.progress import (
 )
 
 from ewald_jax.typing import InputError
+
+_PATIENCE = 5.0
+"""Seconds that a process has to remove its files."""
 
 
 def for_each(
@@ -100,9 +104,17 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        processes = list((pool._processes or {}).values())
+        for process in processes:
             with contextlib.suppress(OSError, ValueError):
                 process.terminate()
+        # An exception in a destructor is lost, and the process would wait for work for ever.
+        until = time.monotonic() + _PATIENCE
+        for process in processes:
+            with contextlib.suppress(OSError, ValueError):
+                left = max(0.0, until - time.monotonic())
+                if not multiprocessing.connection.wait([process.sentinel], left):
+                    process.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -112,7 +124,15 @@ def _submit(
     pool: ProcessPoolExecutor, work: Callable[..., Any], job: tuple[Any, ...], path: Path
 ) -> Future:
     with _errors(path):
-        return pool.submit(work, *job)
+        return pool.submit(_work, work, *job)
+
+
+def _work(work: Callable[..., Any], *job: Any) -> Any:
+    """Runs in a process of the pool, which would go on after the end that `_end` asks for."""
+    try:
+        return work(*job)
+    except SystemExit:
+        os._exit(1)  # what was half-written has gone with the exception
 
 
 def _result(future: Future, path: Path) -> Any:
@@ -127,8 +147,6 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except SystemExit as error:  # somebody ended the process
-        raise KeyboardInterrupt from error
     except OSError as error:
         raise InputError(f"{path} cannot be converted ({error})") from error
     except Exception as error:
