@@ -22,7 +22,7 @@ from ewald_jax.data import (
     load_dataset,
     split_dataset,
 )
-from ewald_jax.data.base import expand_path
+from ewald_jax.data.expand import expand_path
 from ewald_jax.data.extxyz import split_frames
 from ewald_jax.typing import InputError
 

@@ -1,11 +1,13 @@
 """The cache: same graphs as without, keyed by everything that matters, never half-written."""
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import ase
 import ase.io
@@ -14,8 +16,17 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ewald_jax.data import DataConfig, cache, cache_directory, load_dataset, store_writer
+from ewald_jax.data import (
+    DataConfig,
+    cache,
+    cache_directory,
+    cache_key,
+    graphs,
+    load_dataset,
+    store_writer,
+)
 from ewald_jax.data.base import READERS
+from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
 from ewald_jax.graph import Neighborhood, sizes_of, structure_from_atoms
 from ewald_jax.typing import InputError
 
@@ -100,7 +111,7 @@ def test_nothing_is_read_again(source, folder, monkeypatch):
     def never(*args):
         raise AssertionError("built although cached")
 
-    monkeypatch.setattr(cache, "structure_from_atoms", never)
+    monkeypatch.setattr(graphs, "structure_from_atoms", never)
     load(source, folder)
     with pytest.raises(AssertionError):
         load(source, folder, 3.0)
@@ -138,7 +149,7 @@ def test_format_version_and_companions_are_in_the_key(
     source, folder, monkeypatch, tmp_path
 ):
     load(source, folder)
-    monkeypatch.setattr(cache, "FORMAT_VERSION", cache.FORMAT_VERSION + 1)
+    monkeypatch.setattr(cache_key, "FORMAT_VERSION", cache_key.FORMAT_VERSION + 1)
     load(source, folder)
     assert len(entries(folder)) == 2
     beside = tmp_path / "set.txt"
@@ -185,36 +196,54 @@ def test_torn_entries_are_rebuilt(source, folder, neighborhood):
     whole = load(source, "none", neighborhood)
     load(source, folder, neighborhood)
     (entry,) = folder.iterdir()
-    files = sorted(path.name for path in entry.iterdir())
-    for name in files:
-        for tear in (
-            lambda path: path.unlink(),
-            lambda path: path.write_bytes(b""),
-            lambda path: path.write_bytes(path.read_bytes()[:-3]),
-            lambda path: path.write_bytes(b"x" * 200),
-        ):
-            tear(entry / name)
-            assert_same(load(source, folder, neighborhood), whole)
-            assert entries(folder) == [entry.name]
-            assert sorted(path.name for path in entry.iterdir()) == files
+    for tear in (
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:12]),
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(b"x" * 200),
+    ):
+        tear(entry)
+        assert_same(load(source, folder, neighborhood), whole)
+        assert entries(folder) == [entry.name]
 
 
-def test_arrays_that_do_not_belong_together_are_rebuilt(source, folder):
-    load(source, folder)
-    (entry,) = folder.iterdir()
-    for name, array in (
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
         ("positions", np.zeros((3, 3))),
         ("energy", np.zeros(7, np.float32)),
         ("senders", np.zeros(0, np.int32)),
-    ):
-        np.save(entry / f"{name}.npy", array)
-        assert_same(load(source, folder), load(source, "none"))
-
-
-def test_objects_are_never_unpickled(source, folder):
+        ("info0", np.zeros(3, np.int64)),
+        ("info1", np.zeros(7)),
+        ("formula", None),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_rebuilt(source, folder, name, array):
     load(source, folder)
     (entry,) = folder.iterdir()
-    np.save(entry / "energy.npy", np.array([{}] * 7), allow_pickle=True)
+    header = read_header(entry)
+    arrays = OpenMaps(1).arrays(header) | {name: array}
+    columns = {
+        key: Column(value.dtype, value.shape, np.array(value))
+        for key, value in arrays.items()
+        if value is not None
+    }
+    write_packed(entry, columns, header.facts)
+    torn = entry.read_bytes()
+    assert_same(load(source, folder), load(source, "none"))
+    assert entry.read_bytes() != torn
+
+
+@pytest.mark.parametrize("kind", ['"|O" ', '"<U4"', '"|V8"'])
+def test_objects_are_never_unpickled(source, folder, kind):
+    load(source, folder)
+    (entry,) = folder.iterdir()
+    torn = entry.read_bytes().replace(b'"energy": ["<f8"', f'"energy": [{kind}'.encode(), 1)
+    entry.write_bytes(torn)
+    with pytest.raises(ValueError, match="array energy is"):
+        read_header(entry)
     assert_same(load(source, folder), load(source, "none"))
 
 
@@ -232,7 +261,7 @@ def test_an_interrupted_build_leaves_nothing(source, folder, monkeypatch, error)
             raise error
         return structure_from_atoms(*args)
 
-    monkeypatch.setattr(cache, "structure_from_atoms", interrupted)
+    monkeypatch.setattr(graphs, "structure_from_atoms", interrupted)
     with pytest.raises(error):
         load(source, folder)
     assert entries(folder) == []
@@ -273,13 +302,13 @@ def test_a_full_disk(source, folder, monkeypatch, code):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_column_reports_a_full_disk_as_such(tmp_path):
+def test_a_column_reports_a_full_disk_as_such():
     with pytest.raises(OSError) as caught:
         column = store_writer._Column("/dev/full", (3,), np.dtype(float))
         column.append(np.zeros((10_000, 3)))
-        column.finish()
+        column.close()
     assert caught.value.errno == errno.ENOSPC
-    with pytest.raises(OSError):
+    with contextlib.suppress(OSError):
         column.file.close()
 
 
@@ -319,7 +348,7 @@ def test_two_threads_build_the_same_entry(source, folder, monkeypatch):
 def test_two_threads_repair_the_same_entry(source, folder, monkeypatch):
     load(source, folder)
     (entry,) = folder.iterdir()
-    (entry / "energy.npy").write_bytes(b"torn")
+    entry.write_bytes(b"torn")
     test_two_threads_build_the_same_entry(source, folder, monkeypatch)
 
 
@@ -338,16 +367,19 @@ def test_two_processes_build_the_same_entry(source, folder):
     assert len(entries(folder)) == 1
 
 
-def test_what_a_killed_process_left_goes_away_after_a_day(source, folder):
+def test_what_a_killed_process_left_goes_away(source, folder):
     load(source, folder)
     (entry,) = folder.iterdir()
-    shutil.rmtree(entry)
-    old, new = (entry.with_name(f"{entry.name}.tmp-{name}") for name in ("old", "new"))
-    for path in (old, new):
+    entry.unlink()
+    names = ("days-old", "abandoned", "new", "at-work")
+    left = [entry.with_name(f"{entry.name}.tmp-{name}") for name in names]
+    for path, age in zip(left, (10**6, 60, 0, 60), strict=True):
         path.mkdir()
-    os.utime(old, (0, 0))
-    load(source, folder)
-    assert entries(folder) == sorted([entry.name, new.name])
+        os.utime(path, (time.time() - age,) * 2)
+    with cache._locked(left[3]) as free:
+        assert free
+        load(source, folder)
+    assert entries(folder) == sorted([entry.name, left[2].name, left[3].name])
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -372,10 +404,14 @@ def test_progress_goes_to_stderr(source, folder, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_files_are_mapped_not_read(source, folder):
+def test_files_are_mapped_not_read_and_samples_hold_none_open(source, folder):
     dataset = load(source, folder)
-    positions = dataset[2].graph.nodes["positions"]
-    assert not positions.flags.owndata and not positions.flags.writeable
+    (store,) = dataset._stores
+    mapped = store.arrays["positions"]
+    assert not mapped.flags.owndata and not mapped.flags.writeable
+    sample = dataset[2]
+    for array in flat(tuple(sample)):
+        assert not np.shares_memory(array, mapped) and array.base is not mapped
 
 
 def test_atoms_many_cells_apart_are_refused(tmp_path, folder):

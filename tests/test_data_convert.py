@@ -1,11 +1,13 @@
 """Graphs built by several processes, contents known by a hash, units that look wrong."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ase.build
 import ase.io
@@ -75,6 +77,37 @@ def test_a_broken_file_among_others_is_named(folder):
     assert len(dataset) == 19 and len(dataset.skipped) == 1
 
 
+def test_processes_share_one_file(folder):
+    """Its structures come in order, and so do its mistakes, whoever finds them first."""
+    path = folder / "one.extxyz"
+    frames = [atoms for i in range(8) for atoms in molecules(20, i)]
+    ase.io.write(path, frames, format="extxyz")
+    near = frames[100].copy()
+    near.calc = frames[100].calc
+    near.positions[1] = near.positions[0]
+    bare = frames[120].copy()  # no labels
+    frames[100], frames[120] = near, bare
+    ase.io.write(path, frames, format="extxyz")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))  # what comes first is said first
+    config = DataConfig(path=str(path), cache_dir=str(folder / "cache"))
+    message = r"one.extxyz: structure 100 has atoms .* at 0.000 Å"
+    with pytest.raises(InputError, match=message):
+        load_dataset(config, 3.0, workers=2)
+    path.write_text("".join(lines))
+    config = dataclasses.replace(config, on_error="skip")
+    together = load_dataset(config, 3.0, workers=2)
+    alone = load_dataset(dataclasses.replace(config, cache_dir="none"), 3.0)
+    assert together.fingerprint == alone.fingerprint and len(together) == 158
+    assert together.skipped == alone.skipped and together.infos() == alone.infos()
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.graph.senders, b.graph.senders)
+        np.testing.assert_array_equal(a.targets["forces"], b.targets["forces"])
+    first, second = together.skipped
+    assert "structure 100 has atoms" in first and "structure 120 has no label" in second
+    assert not list((folder / "cache").glob("*.tmp-*"))
+
+
 SLOW = """
 import sys, time
 from pathlib import Path
@@ -85,6 +118,38 @@ if __name__ == "__main__":
     print("begin", flush=True)
     load_dataset(config, 3.0, workers=2)
 """
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_an_interruption_within_one_file(folder):
+    (folder / "slow.py").write_text(SLOW)
+    ase.io.write(folder / "one.extxyz", molecules(3000), format="extxyz")
+    command = [sys.executable, folder / "slow.py", folder / "one.extxyz", folder / "cache"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text().strip() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    started = [int(number) for number in children.read_text().split()]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0 and started
+    assert not list((folder / "cache").glob("*.graphs*"))
+    while any(alive(number) for number in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(number) for number in started)
+
+
+def alive(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1]
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

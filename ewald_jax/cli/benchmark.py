@@ -123,6 +123,60 @@ def step(
     print_table(title, (*columns, "buffers MB", "peak MB"), rows)
 
 
+@benchmark_app.command()
+@command
+def data(
+    configs: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="Files, then overrides."),
+    ],
+    structures: Annotated[
+        int, typer.Option(min=8, help="77-atom slabs to convert and read.")
+    ] = 1000,
+    repeated: Annotated[
+        int, typer.Option(min=100, help="Molecules in the cache to open.")
+    ] = 1_000_000,
+    batch_size: BatchSize = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: all cores.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Conversion, opening and reading of data, against the training step of a model.
+
+    For example: ewald-jax benchmark data schnet_small.yaml baseline.yaml
+    """
+    from ewald_jax.analysis.benchmark_data import time_data
+    from ewald_jax.config import load_config
+    from ewald_jax.data.parallel import available_cores
+
+    paths, overrides = split_arguments(configs)
+    config = load_config(paths, ["data.name=dimers", *overrides])
+    batch_size = min(batch_size, structures)
+    timing = time_data(
+        config.model,
+        config.loss,
+        structures,
+        repeated,
+        batch_size,
+        workers or available_cores(),
+    )
+    if as_json:
+        print_json(timing.to_dict() | {"device": jax_device()})
+        return
+    rows = [
+        (f"conversion by {timing.workers} processes", timing.convert_rate, "structures/s"),
+        ("reading the cache in random order", timing.read_rate, "structures/s"),
+        ("padded batches of the loader", timing.batch_rate, "structures/s"),
+        (f"training step on {jax_device()}", timing.step_rate, "structures/s"),
+        ("reading / training step", timing.read_ratio, ""),
+        ("batches / training step", timing.batch_ratio, ""),
+        (f"opening {timing.open_structures:,} structures", timing.open_seconds, "s"),
+    ]
+    if timing.open_mb is not None:
+        rows.append(("measured peak meanwhile", timing.open_mb, "MB"))
+    title = f"{timing.atoms} atoms, {timing.edges:.0f} edges, batches of {batch_size}"
+    print_table(title, ("", "value", "unit"), rows)
+
+
 def jax_device() -> str:
     """What the numbers were measured on."""
     import jax

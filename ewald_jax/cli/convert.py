@@ -35,9 +35,9 @@ def convert(
     """
     from ewald_jax.data.base import load_dataset, source_files
     from ewald_jax.data.cache import cache_directory
+    from ewald_jax.data.fitting import dataset_statistics
     from ewald_jax.data.parallel import available_cores
     from ewald_jax.data.splits import split_dataset
-    from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
 
     config, _ = composed_config(configs, "convert")
@@ -54,6 +54,7 @@ def convert(
         workers=workers or available_cores(),
     )
     seconds = time.perf_counter() - started
+    _ = dataset.sizes  # kept for the training, where they take wave vectors
     splits = split_dataset(config.data, dataset)
     summary: dict[str, Any] = {
         "cache": str(folder),

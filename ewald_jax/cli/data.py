@@ -186,7 +186,7 @@ def _split_sizes(dataset, config) -> dict[str, int] | str:
 
 def _residual_energies(dataset) -> np.ndarray:
     """Energies less the least-squares reference energies, eV."""
-    from ewald_jax.data.statistics import dataset_statistics
+    from ewald_jax.data.fitting import dataset_statistics
 
     statistics = dataset_statistics(dataset, range(len(dataset)))
     reference = [statistics.reference(dataset.species(i)) for i in range(len(dataset))]

@@ -130,8 +130,8 @@ def run_training(
         InputError: If the data are broken, or the directory is in use.
     """
     from ewald_jax.data.base import load_dataset
+    from ewald_jax.data.fitting import dataset_statistics
     from ewald_jax.data.splits import split_dataset
-    from ewald_jax.data.statistics import dataset_statistics
     from ewald_jax.models import neighborhood
     from ewald_jax.train.directory import check_directory
     from ewald_jax.train.initial import find_initial, keep_scale

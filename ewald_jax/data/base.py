@@ -15,8 +15,10 @@ from ewald_jax.data.cache import (
 )
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.dispersion import parse_dispersion
+from ewald_jax.data.expand import expand_path
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
+from ewald_jax.data.packed import OpenMaps
 from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.readers import READERS
 from ewald_jax.data.reading import NothingWholeError, kind_of
@@ -180,6 +182,7 @@ def load_dataset(
     options = config.label_options
     if not labelled:
         options = options._replace(labels=())
+    maps = OpenMaps()
     jobs = [
         (
             path,
@@ -192,13 +195,15 @@ def load_dataset(
     ]
     found: list[GraphStore | None] = [None] * len(jobs)
     if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
-        found = [find_store(path, READERS[kind], *rest) for path, kind, *rest in jobs]
+        found = [find_store(path, READERS[kind], *rest, maps) for path, kind, *rest in jobs]
         missing = [job for job, store in zip(jobs, found, strict=True) if store is None]
         _build_together(missing, workers, progress)
     stores, roles, left_out = [], [], []
     for (role, _), (path, kind, *rest), store in zip(files, jobs, found, strict=True):
         try:
-            store = store or cached_store(path, READERS[kind], *rest, progress)
+            store = store or cached_store(
+                path, READERS[kind], *rest, progress, _worth(path, workers), maps
+            )
         except NothingWholeError as error:
             left_out += error.skipped
         else:
@@ -206,15 +211,24 @@ def load_dataset(
             roles.append(role)
     if not stores:
         raise NothingWholeError("the data set", left_out)
-    return GraphDataset(stores, neighborhood, roles, left_out)
+    cache = cache_directory(config.cache_dir)
+    return GraphDataset(stores, neighborhood, roles, cache, left_out)
 
 
 def _build_together(missing: list[tuple], workers: int, progress: bool) -> None:
-    size = sum(job[0].stat().st_size for job in missing)
-    if len(missing) < 2 or size < _WORTH_PROCESSES:
+    """A file to each process; a few that are left over get all processes one by one."""
+    left = len(missing) % workers
+    files = missing[: len(missing) - (left if 2 * left <= workers else 0)]
+    if len(files) < 2 or sum(job[0].stat().st_size for job in files) < _WORTH_PROCESSES:
         return
-    with file_progress(len(missing), progress) as advance:
-        for_each(_build_one, missing, workers, advance)
+    with file_progress(len(files), progress) as advance:
+        for_each(_build_one, files, workers, advance)
+
+
+def _worth(path: Path, workers: int) -> int:
+    """Processes that one file is worth."""
+    known = path.is_file() and path.stat().st_size >= _WORTH_PROCESSES
+    return workers if known else 1
 
 
 def _build_one(path: Path, kind: str, *rest) -> int:
@@ -257,35 +271,6 @@ def dataset_from_atoms(
     """
     store = store_from_atoms(structures, source, options or LabelOptions(), neighborhood)
     return GraphDataset([store], neighborhood)
-
-
-def expand_path(value: str, kind: str = "") -> list[Path]:
-    """The files that a path, folder or pattern stands for, sorted.
-
-    Args:
-        value: A file, a folder, or a pattern with ``*``.
-        kind: Reader whose files to take from a folder, "" for any.
-
-    Raises:
-        InputError: If the kind is unknown, or there is no file.
-    """
-    if kind and kind not in READERS:
-        raise InputError(f"data.kind is {kind!r}, expected one of {', '.join(READERS)}")
-    path = Path(value).expanduser()
-    if path.is_dir():
-        readers = [READERS[kind]] if kind else READERS.values()
-        suffixes = tuple(suffix for reader in readers for suffix in reader.suffixes)
-        found = [p for p in path.iterdir() if p.name.lower().endswith(suffixes)]
-        expected = f"files that end in {', '.join(suffixes)}"
-    elif "*" in path.name:
-        found = list(path.parent.glob(path.name))
-        expected = "a pattern that some file matches"
-    else:
-        return [path]
-    if not found:
-        raise InputError(f"{path}: no file found, expected {expected}")
-    # 2.xyz before 10.xyz
-    return sorted(found, key=lambda p: (len(p.name), p.name))
 
 
 def _sources(config: DataConfig) -> dict[str, str]:

@@ -43,10 +43,17 @@ def content_hash(path: Path, cache: Path | None) -> str:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     settled = now - max(before.st_mtime_ns, before.st_ctime_ns) > _TICK
     if entry is not None and settled:
-        # Nothing is lost where it cannot be written.
-        with contextlib.suppress(OSError):
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            half = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
-            half.write_text(json.dumps({"facts": facts, "sha256": found}), encoding="utf-8")
-            half.replace(entry)
+        keep(entry, json.dumps({"facts": facts, "sha256": found}).encode())
     return found
+
+
+def keep(entry: Path, content: bytes) -> None:
+    """Writes a small file of the cache, whole or not at all.
+
+    Nothing is lost where it cannot be written: what is in it can be computed again.
+    """
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        half = entry.with_name(f"{entry.name}.{uuid.uuid4().hex}")
+        half.write_bytes(content)
+        half.replace(entry)

@@ -1,20 +1,28 @@
 """A data set as training sees it: structures by number, from one file or several."""
 
 import bisect
+import contextlib
 import copy
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ewald_jax.data.reading import REST
-from ewald_jax.data.store import GraphStore, Sample
-from ewald_jax.graph.schema import ENERGY, FREE, Neighborhood, Sizes
+from ewald_jax.data.content import keep
+from ewald_jax.data.store import FORMULA, FORMULAS, GraphStore, Sample
+from ewald_jax.graph.schema import ENERGY, FREE, MAX_ATOMIC_NUMBER, PBC, Neighborhood, Sizes
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
+
+_SIZES_VERSION = 1
+"""Raise it whenever the same rule gives other wave vectors."""
+
+_PART = 4096
+"""Structures that are looked at together."""
 
 
 class GraphDataset:
@@ -27,6 +35,7 @@ class GraphDataset:
         labels: Labels that every structure has; ``free`` among them if any atom is fixed.
         roles: [structures] split that each structure's file was given for, "" if none.
         fingerprint: Hash of everything the content depends on.
+        cache: Folder of what was computed from the structures once, None for none.
     """
 
     def __init__(
@@ -34,6 +43,7 @@ class GraphDataset:
         stores: Sequence[GraphStore],
         neighborhood: Neighborhood | float,
         roles: Sequence[str] | None = None,
+        cache: Path | None = None,
         left_out: Sequence[str] = (),
     ):
         """Joins the graphs of several files.
@@ -42,6 +52,7 @@ class GraphDataset:
             stores: One per file, at least one.
             neighborhood: Which edges they were built with; a number is a cutoff, Å.
             roles: Split that each file was given for.
+            cache: Folder to keep what is computed from them all; None for none.
             left_out: Sentences about files that were left out whole.
 
         Raises:
@@ -57,6 +68,7 @@ class GraphDataset:
                 )
         self.neighborhood = Neighborhood.of(neighborhood)
         self._stores, self._left_out = tuple(stores), tuple(left_out)
+        self.cache = cache
         self._starts = list(itertools.accumulate(map(len, stores), initial=0))
         columns = zip(*(store.sizes for store in stores), strict=True)
         self._sizes = Sizes(*(np.concatenate(column) for column in columns))
@@ -91,13 +103,26 @@ class GraphDataset:
         """
         if self.neighborhood.waves is None:
             return self._sizes
+        n_kvecs, n_pairs, n_quad = self._wave_sizes()
+        return self._sizes._replace(n_kvecs=n_kvecs, n_pairs=n_pairs, n_quad=n_quad)
+
+    def _wave_sizes(self) -> np.ndarray:
+        """[3, structures] wave vectors, pairs and nodes; kept, as each must be made for it."""
+        entry = None
+        if self.cache is not None:
+            name = f"{_SIZES_VERSION} {self.fingerprint} {self.neighborhood.waves}"
+            name = hashlib.sha256(name.encode()).hexdigest()
+            entry = self.cache / "sizes" / f"{name}.int64"
+            # A damaged entry is no entry.
+            with contextlib.suppress(OSError, ValueError):
+                return np.fromfile(entry, np.int64).reshape(3, len(self))
         found = [self._with_waves(index).waves for index in range(len(self))]
         n_quad = np.array([waves.num_quad for waves in found], np.int64)
-        return self._sizes._replace(
-            n_kvecs=np.array([len(waves.nodes) for waves in found], np.int64),
-            n_pairs=np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0),
-            n_quad=n_quad,
-        )
+        n_pairs = np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0)
+        sizes = np.stack([[len(waves.nodes) for waves in found], n_pairs, n_quad])
+        if entry is not None:
+            keep(entry, np.asarray(sizes, np.int64).tobytes())
+        return sizes
 
     def suited_to(self, needed: Neighborhood) -> "GraphDataset":
         """The same structures for a model, with triplets if it needs them.
@@ -137,16 +162,98 @@ class GraphDataset:
         """
         if ENERGY not in self.labels:
             raise InputError(f"{self._stores[0].source} was read without energies")
-        return np.concatenate([store.arrays[ENERGY] for store in self._stores])
+        # Copies: a view would keep its file open.
+        return np.concatenate([store.arrays[ENERGY].copy() for store in self._stores])
 
     def info(self, index: int) -> dict[str, Any]:
         """Metadata of a structure: the scalars that stood beside it in the file."""
         store, local = self._locate(index)
-        return dict(store.infos[local])
+        return store.infos[local]
 
     def infos(self) -> list[dict[str, Any]]:
         """Metadata of all structures."""
-        return [dict(info) for store in self._stores for info in store.infos]
+        return [info for store in self._stores for info in store.infos]
+
+    def values(self, key: str) -> np.ndarray | None:
+        """A metadatum of all structures [structures], texts as ranks among the different ones.
+
+        Returns:
+            None if a structure lacks it, or the values are not all truth values, all whole
+            numbers, all numbers or all texts of similar length.
+        """
+        columns = [store.infos.column(key) for store in self._stores]
+        if any(column is None for column in columns):
+            return None
+        values, tables = zip(*columns, strict=True)
+        if len({(v.dtype.kind, t is None) for v, t in columns}) > 1:
+            return None
+        if tables[0] is not None:
+            ranks = np.unique(np.concatenate(tables), return_inverse=True)[1]
+            starts = np.cumsum([0, *map(len, tables)])[:-1]
+            values = [ranks[v + start] for v, start in zip(values, starts, strict=True)]
+        return np.concatenate(values)
+
+    def compositions(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """What structures are made of, file by file.
+
+        Yields:
+            The structures of a file; for each of them [structures] a row of a table; the
+            table [rows, 119], atoms of each element, with no row twice.
+        """
+        for start, store in zip(self._starts, self._stores, strict=False):
+            arrays = store.arrays
+            where = slice(start, start + len(store))
+            yield where, arrays[FORMULA].copy(), arrays[FORMULAS].copy()
+
+    def square_sum(self, label: str, times: np.ndarray) -> tuple[float, int]:
+        """Sum of the squares of a label of atoms, and how many numbers it was of.
+
+        Args:
+            label: Such as ``forces``; 0 of 0 numbers if the data set does not have it.
+            times: [structures] how often each counts.
+        """
+        squares, components = 0.0, 0
+        for start, store in zip(self._starts, self._stores, strict=False):
+            if label not in store.labels:
+                continue
+            values, end = store.arrays[label], 0
+            here = slice(start, start + len(store))
+            counts, n_node = times[here], self.n_node[here]
+            for first in range(0, len(store), _PART):
+                part = slice(first, first + _PART)
+                weights = np.repeat(counts[part], n_node[part])
+                begin, end = end, end + len(weights)
+                each = np.square(values[begin:end]).sum(axis=1)
+                squares += float(weights @ each)
+                components += int(weights.sum()) * values.shape[1]
+        return squares, components
+
+    def elements(self, indices: np.ndarray | Sequence[int]) -> tuple[int, ...]:
+        """Atomic numbers of the atoms of some structures, ascending."""
+        chosen = np.zeros(len(self), bool)
+        chosen[np.asarray(indices, np.int64)] = True
+        seen = np.zeros(MAX_ATOMIC_NUMBER + 1, bool)
+        for where, rows, table in self.compositions():
+            seen |= (table[np.unique(rows[chosen[where]])] > 0).any(axis=0)
+        return tuple(np.flatnonzero(seen).tolist())
+
+    def kinds(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Of some structures, the first with each set of elements and periodic directions."""
+        chosen = np.zeros(len(self), bool)
+        chosen[np.asarray(indices, np.int64)] = True
+        first: dict[bytes, int] = {}
+        bits = 1 << np.arange(3)
+        for (where, rows, table), store in zip(
+            self.compositions(), self._stores, strict=True
+        ):
+            here = np.flatnonzero(chosen[where])
+            codes = 8 * rows[here].astype(np.int64) + store.arrays[PBC][here] @ bits
+            sets = np.packbits(table > 0, axis=1)
+            for code, place in zip(*np.unique(codes, return_index=True), strict=True):
+                name = sets[code // 8].tobytes() + bytes([code % 8])
+                found = where.start + int(here[place])
+                first[name] = min(first.get(name, found), found)
+        return np.array(sorted(first.values()), np.int64)
 
     def where(self, index: int) -> str:
         """The file and number of a structure, as error messages name it."""
@@ -167,12 +274,8 @@ class GraphDataset:
         """
         numbers, count = [], 0
         for store in self._stores:
-            torn = [text for text in store.skipped.values() if text.endswith(REST)]
-            if torn:
-                raise InputError(f"{torn[0]}, so that its rows cannot be counted")
-            total = len(store) + len(store.skipped)
-            numbers.append(count + np.setdiff1d(np.arange(total), list(store.skipped)))
-            count += total
+            numbers.append(count + store.numbers())
+            count += len(store) + len(store.skipped)
         return np.concatenate(numbers), count
 
     def _with_waves(self, index: int) -> Sample:

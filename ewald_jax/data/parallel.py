@@ -1,11 +1,13 @@
-"""Entries of the cache built by several processes, a file to each."""
+"""Graphs built by several processes: a file to each, or parts of one file."""
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -21,6 +23,9 @@ from rich.progress import (
 )
 
 from ewald_jax.typing import InputError
+
+_PATIENCE = 5.0
+"""Seconds that a process has to remove its files."""
 
 
 def for_each(
@@ -41,35 +46,106 @@ def for_each(
         InputError: The first one of a job; the jobs that had begun are stopped, and leave
             nothing behind. As for an interruption.
     """
-    context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
-    pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_stop_cleanly
-    )
-    try:
+    with _processes(min(workers, len(jobs))) as pool:
         # A few ahead of the workers: a folder may have thousands of files.
         waiting, running, structures, done = list(jobs)[::-1], {}, 0, 0
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 job = waiting.pop()
-                running[pool.submit(work, *job)] = job[0]
+                running[_submit(pool, work, job, job[0])] = job[0]
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 structures += _result(future, running.pop(future))
                 done += 1
                 advance(done, structures)
+
+
+def in_order(
+    work: Callable[..., Any], jobs: Iterator[tuple[Any, ...]], workers: int, what: Path
+) -> Iterator[Any]:
+    """The results of `work` for each job, in the order of the jobs, by several processes.
+
+    Args:
+        work: A function that can be pickled.
+        jobs: Its arguments, made here a few ahead of the processes.
+        workers: Processes.
+        what: The file, for messages.
+
+    Raises:
+        InputError: The first one in the order of the jobs, of a job or of what makes them.
+            Processes that are at work are stopped then, and when the iterator is closed.
+    """
+    with _processes(workers) as pool:
+        running: deque[Future] = deque()
+        failed = None
+        while True:
+            try:
+                job = next(jobs)
+            except StopIteration:
+                break
+            except InputError as error:
+                # What came before may be broken, too.
+                failed = error
+                break
+            running.append(_submit(pool, work, job, what))
+            if len(running) > 2 * workers:
+                yield _result(running.popleft(), what)
+        while running:
+            yield _result(running.popleft(), what)
+        if failed is not None:
+            raise failed
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once if the block does not end well."""
+    context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_cleanly)
+    try:
+        yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        processes = list((pool._processes or {}).values())
+        for process in processes:
             with contextlib.suppress(OSError, ValueError):
                 process.terminate()
+        # An exception in a destructor is lost, and the process would wait for work for ever.
+        until = time.monotonic() + _PATIENCE
+        for process in processes:
+            with contextlib.suppress(OSError, ValueError):
+                left = max(0.0, until - time.monotonic())
+                if not multiprocessing.connection.wait([process.sentinel], left):
+                    process.kill()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(future: Future, path: Path) -> int:
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[..., Any], job: tuple[Any, ...], path: Path
+) -> Future:
+    with _errors(path):
+        return pool.submit(_work, work, *job)
+
+
+def _work(work: Callable[..., Any], *job: Any) -> Any:
+    """Runs in a process of the pool, which would go on after the end that `_end` asks for."""
     try:
+        return work(*job)
+    except SystemExit:
+        os._exit(1)  # what was half-written has gone with the exception
+
+
+def _result(future: Future, path: Path) -> Any:
+    with _errors(path):
         return future.result()
-    except (InputError, KeyboardInterrupt):
+
+
+@contextlib.contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """What a process or its end raised, as a sentence."""
+    try:
+        yield
+    except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path} cannot be converted ({error})") from error
@@ -82,7 +158,9 @@ def _result(future: Future, path: Path) -> int:
 
 def _stop_cleanly() -> None:
     """Lets what is under way remove its files when a worker is told to end, or left alone."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Ctrl-C goes to all processes; the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
@@ -93,9 +171,9 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _end(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    raise SystemExit  # which, unlike others, a process that waits for work ends by silently
 
 
 @contextlib.contextmanager

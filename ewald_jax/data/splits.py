@@ -98,17 +98,13 @@ def group_split(values: Sequence, config: DataConfig) -> dict[str, np.ndarray]:
     Raises:
         InputError: If there are not enough groups.
     """
-    members: dict[object, list[int]] = {}
-    for index, value in enumerate(values):
-        members.setdefault(value, []).append(index)
-    # Sorted, so that the split does not depend on the order of the structures.
-    groups = sorted(members, key=lambda value: (str(type(value)), value))
-    shuffled = [
-        np.array(members[groups[i]])
-        for i in np.random.default_rng(config.split_seed).permutation(len(groups))
-    ]
-    order = np.concatenate(shuffled)
-    ends = np.cumsum([len(group) for group in shuffled])
+    codes = _codes(values)
+    counts = np.bincount(codes)
+    drawn = np.random.default_rng(config.split_seed).permutation(len(counts))
+    rank = np.empty_like(drawn)
+    rank[drawn] = np.arange(len(drawn))
+    order = np.argsort(rank[codes], kind="stable")
+    ends = np.cumsum(counts[drawn])
 
     def take(first: int, wanted: int) -> np.ndarray:
         reached = np.searchsorted(ends, first + wanted)
@@ -116,6 +112,18 @@ def group_split(values: Sequence, config: DataConfig) -> dict[str, np.ndarray]:
         return order[first : end if wanted else first]
 
     return _take(config, len(order), take)
+
+
+def _codes(values: Sequence | np.ndarray) -> np.ndarray:
+    """[structures] the rank of each value among the different ones.
+
+    Sorted, so that a split does not depend on the order of the structures.
+    """
+    if isinstance(values, np.ndarray):
+        return np.unique(values, return_inverse=True)[1]
+    different = sorted(set(values), key=lambda value: (str(type(value)), value))
+    ranks = {value: rank for rank, value in enumerate(different)}
+    return np.array([ranks[value] for value in values], np.int64)
 
 
 def _take(
@@ -199,7 +207,10 @@ def _is_default(config: DataConfig, key: str) -> bool:
     return getattr(config, key) == DataConfig.__dataclass_fields__[key].default
 
 
-def _values(dataset: GraphDataset, key: str) -> list:
+def _values(dataset: GraphDataset, key: str) -> Sequence | np.ndarray:
+    values = dataset.values(key)
+    if values is not None:
+        return values
     infos = dataset.infos()
     for index, info in enumerate(infos):
         if key not in info:

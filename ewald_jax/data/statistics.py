@@ -7,23 +7,17 @@ atoms of each element, the mean is zero, and the scale is the spread of what is 
 it is float64 on the host: total energies have more digits than float32.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import scipy.optimize
 from ase.data import atomic_numbers, chemical_symbols
 
-from ewald_jax.graph.schema import FORCES, MAX_ATOMIC_NUMBER
+from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
 
-if TYPE_CHECKING:
-    from ewald_jax.data.base import GraphDataset
-
 _LENGTH = MAX_ATOMIC_NUMBER + 1
-_NEGLIGIBLE = 1e-11
-"""A residual spread below this share of the largest energy is rounding, not a scale."""
 
 
 @dataclass(frozen=True)
@@ -189,110 +183,3 @@ def _atomic_number(symbol: Any, key: str) -> int:
             f"statistics are broken: {key!r} has the unknown element {symbol!r}"
         )
     return number
-
-
-def fit_statistics(
-    data: Iterable[tuple[np.ndarray, float, np.ndarray | None]],
-    config: StatisticsConfig | None = None,
-) -> Statistics:
-    """Fits reference energies, mean and scale.
-
-    Args:
-        data: Per structure: atomic numbers [n], energy in eV, forces [n, 3] in eV/Å or None.
-        config: What to fit and what is given.
-
-    Returns:
-        The statistics. The scale is 1 if the energies leave no spread to scale by, as those
-        of a single structure do.
-
-    Raises:
-        InputError: If there are no structures, or forces are asked for and missing.
-    """
-    config = config or StatisticsConfig()
-    counts, energies, squares, components = [], [], 0.0, 0
-    for species, energy, forces in data:
-        counts.append(np.bincount(np.asarray(species), minlength=_LENGTH))
-        energies.append(float(energy))
-        if forces is not None:
-            squares += float(np.sum(np.square(forces, dtype=np.float64)))
-            components += np.size(forces)
-    if not energies:
-        raise InputError(
-            "statistics need at least one structure, the training set is empty"
-        )
-    composition = np.array(counts, np.float64)
-    target = np.array(energies, np.float64)
-    seen = np.flatnonzero(composition.any(axis=0))
-
-    reference = np.zeros(_LENGTH)
-    for symbol, energy in config.reference_energies.items():
-        reference[atomic_numbers[symbol]] = energy
-    given = [atomic_numbers[symbol] for symbol in config.reference_energies]
-    residual = target - composition @ reference - (config.mean or 0.0)
-    fitted = [z for z in seen if z not in given] if config.reference != "none" else []
-    columns = [composition[:, z] for z in fitted]
-    intercept = config.intercept and config.mean is None
-    if intercept:
-        columns.append(np.ones(len(target)))
-    coefficients = _fit(columns, residual, config.reference == "nonnegative", intercept)
-    reference[fitted] = coefficients[: len(fitted)]
-    mean = float(coefficients[-1]) if intercept else float(config.mean or 0.0)
-
-    if config.scale is not None:
-        scale = float(config.scale)
-    elif config.scale_from == "forces":
-        if not components:
-            raise InputError(
-                "statistics.scale_from is 'forces', but the data have no forces"
-            )
-        scale = float(np.sqrt(squares / components)) or 1.0
-    else:
-        left = target - composition @ reference - mean
-        floor = _NEGLIGIBLE * max(float(np.abs(target).max()), 1.0)
-        spread = float(np.std(left))
-        scale = spread if spread > floor else 1.0
-    return Statistics(tuple(reference.tolist()), mean, scale, tuple(seen.tolist()))
-
-
-def dataset_statistics(
-    dataset: "GraphDataset",
-    indices: Sequence[int] | np.ndarray,
-    config: StatisticsConfig | None = None,
-) -> Statistics:
-    """`fit_statistics` of a data set's training split, or all of it if `config` says so.
-
-    Raises:
-        InputError: As `fit_statistics`, and if the data set has no energies.
-    """
-    energies = dataset.energies
-    config = config or StatisticsConfig()
-    wants_forces = config.scale_from == "forces" and config.scale is None
-    return fit_statistics(
-        (
-            (
-                dataset.species(i),
-                energies[i],
-                dataset[i].targets.get(FORCES) if wants_forces else None,
-            )
-            for i in (range(len(dataset)) if config.fit_on == "all" else indices)
-        ),
-        config,
-    )
-
-
-def _fit(
-    columns: list[np.ndarray], energies: np.ndarray, nonnegative: bool, intercept: bool
-) -> np.ndarray:
-    """Least squares of smallest norm; on request, no coefficient above zero."""
-    if not columns:
-        return np.zeros(0)
-    matrix = np.stack(columns, axis=1)
-    if not nonnegative:
-        return np.linalg.lstsq(matrix, energies)[0]
-    if intercept:
-        # The constant may have either sign: the difference of two that may not.
-        matrix = np.concatenate([matrix, -matrix[:, -1:]], axis=1)
-    solution = -scipy.optimize.nnls(matrix, -energies)[0]
-    if intercept:
-        solution = np.append(solution[:-2], solution[-2] - solution[-1])
-    return solution

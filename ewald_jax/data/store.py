@@ -1,23 +1,26 @@
-"""Graphs of one file as flat arrays, in memory or as .npy files that are mapped, not read.
+"""Graphs of one file as flat arrays, in memory or in a file that is mapped, not read.
 
 One array per quantity holds all structures end to end; `n_node`, `n_edge` and `n_far` say where
 each begins. Floats are float64 so that nothing is lost; indices take as few bytes as they can.
+Structures of equal composition share a row of a table, `formulas`.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
 
+from ewald_jax.data.info import InfoTable, check_columns
+from ewald_jax.data.packed import OpenMaps, Packed
+from ewald_jax.data.reading import REST
 from ewald_jax.graph.schema import (
     CELL,
     ENERGY,
     FORCES,
     FREE,
+    MAX_ATOMIC_NUMBER,
     PBC,
     POSITIONS,
     SHIFTS,
@@ -33,7 +36,7 @@ from ewald_jax.typing import InputError
 N_NODE, N_EDGE, SENDERS, RECEIVERS = "n_node", "n_edge", "senders", "receivers"
 IN_SLOTS, OUT_SLOTS, N_FAR = "in_slots", "out_slots", "n_far"
 FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS = "far_senders", "far_receivers", "far_shifts"
-TAGS = "tags"
+TAGS, FORMULA, FORMULAS = "tags", "formula", "formulas"
 
 # name -> (what there is one row of, shape of a row, dtype on disk)
 LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
@@ -43,6 +46,8 @@ LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
     OUT_SLOTS: ("graph", (), np.int32),
     CELL: ("graph", (3, 3), np.float64),
     PBC: ("graph", (3,), np.bool_),
+    FORMULA: ("graph", (), np.int32),
+    FORMULAS: ("formula", (MAX_ATOMIC_NUMBER + 1,), np.int32),
     SPECIES: ("node", (), np.uint8),
     POSITIONS: ("node", (3,), np.float64),
     FREE: ("node", (), np.bool_),
@@ -60,7 +65,7 @@ LAYOUT: dict[str, tuple[str, tuple[int, ...], type]] = {
 }
 _LABELS = (ENERGY, FORCES, STRESS)
 _FAR = (N_FAR, FAR_SENDERS, FAR_RECEIVERS, FAR_SHIFTS)
-META, INFOS = "meta.json", "infos.jsonl"
+_COUNTS = ((N_NODE, "node"), (N_EDGE, "edge"), (N_FAR, "far edge"))
 
 
 class Sample(NamedTuple):
@@ -94,116 +99,136 @@ class GraphStore:
     Attributes:
         source: The file, for messages.
         fingerprint: What the content depends on, as a hash.
-        arrays: Flat arrays by name.
         labels: The labels that every structure has.
-        sizes: What each structure takes up in a batch.
+        all_free: Whether no atom of the file is fixed.
+        infos: Metadata of every structure.
         skipped: Sentences about broken structures that were left out, by their number.
     """
 
     def __init__(
         self,
-        arrays: Mapping[str, np.ndarray],
-        infos: list[dict[str, Any]] | Path,
+        arrays: Callable[[], Mapping[str, np.ndarray]],
+        infos: Sequence[dict[str, Any]],
         source: str,
         fingerprint: str,
         skipped: Mapping[int, str] | None = None,
+        all_free: bool = True,
     ):
         """Checks that the arrays belong together.
+
+        Args:
+            arrays: Gives the flat arrays by name; called for each structure anew, so that
+                nothing stays open.
+            infos: See above, as the other arguments.
+            source: See above.
+            fingerprint: See above.
+            skipped: See above.
+            all_free: See above.
 
         Raises:
             ValueError: If they do not.
         """
-        # Slices of a memmap cost ten times those of a plain view of the same memory.
-        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        self.source, self.fingerprint, self._infos = source, fingerprint, infos
-        self.skipped = dict(skipped or {})
-        self.labels = tuple(name for name in _LABELS if name in self.arrays)
-        self._has_far = N_FAR in self.arrays
-        no_far = np.zeros(len(self.arrays[N_NODE]))
-        columns = [
-            np.array(self.arrays.get(name, no_far), np.int64)
-            for name in (N_NODE, N_EDGE, N_FAR, IN_SLOTS, OUT_SLOTS)
-        ]
-        # Wave vectors depend on the model's settings and are not stored.
-        none = np.zeros(len(columns[0]), np.int64)
-        self.sizes = Sizes(*columns, n_kvecs=none, n_pairs=none, n_quad=none)
-        self._first_node, self._first_edge, self._first_far = (
-            np.concatenate([[0], np.cumsum(count)]) for count in self.sizes[:3]
-        )
-        rows = {
-            "graph": len(self.sizes.n_node),
-            "node": int(self._first_node[-1]),
-            "edge": int(self._first_edge[-1]),
-            "far edge": int(self._first_far[-1]),
-        }
-        absent = set(_LABELS) - set(self.arrays) | set(() if self._has_far else _FAR)
+        self._arrays, self.infos = arrays, infos
+        self.source, self.fingerprint = source, fingerprint
+        self.skipped, self.all_free = dict(sorted((skipped or {}).items())), all_free
+        now = arrays()
+        self.labels = tuple(name for name in _LABELS if name in now)
+        self._has_far = N_FAR in now
+        self._count = len(now[N_NODE])
+        absent = set(_LABELS) - set(now) | set(() if self._has_far else _FAR)
+        rows = {"graph": self._count, "formula": len(now[FORMULAS])}
+        rows |= {per: int(now[name].sum()) for name, per in _COUNTS if name in now}
         for name, (per, shape, dtype) in LAYOUT.items():
             if name in absent:
                 continue
-            array = self.arrays[name]
+            array = now[name]
             if array.shape != (rows[per], *shape) or array.dtype != dtype:
                 raise ValueError(f"array {name} is {array.dtype} {array.shape}")
 
     def __len__(self) -> int:
         """Number of structures."""
-        return len(self.sizes.n_node)
+        return self._count
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """The flat arrays by name; a file stays open as long as one of them is kept."""
+        return self._arrays()
+
+    @property
+    def sizes(self) -> Sizes:
+        """What each structure takes up in a batch, made anew at each call."""
+        arrays, none = self._arrays(), np.zeros(self._count, np.int64)
+        columns = [
+            np.array(arrays.get(name, none), np.int64)
+            for name in (N_NODE, N_EDGE, N_FAR, IN_SLOTS, OUT_SLOTS)
+        ]
+        # Wave vectors depend on the model's settings and are not stored.
+        return Sizes(*columns, n_kvecs=none, n_pairs=none, n_quad=none)
 
     @cached_property
-    def all_free(self) -> bool:
-        """Whether no atom of the file is fixed."""
-        return bool(self.arrays[FREE].all())
-
-    @cached_property
-    def infos(self) -> list[dict[str, Any]]:
-        """Metadata of every structure."""
-        if isinstance(self._infos, Path):
-            with open(self._infos, encoding="utf-8") as lines:
-                return [json.loads(line) for line in lines]
-        return self._infos
+    def _firsts(self) -> tuple[np.ndarray, ...]:
+        """[structures + 1] where nodes, edges and far edges of each begin."""
+        arrays = self._arrays()
+        return tuple(
+            np.concatenate([[0], np.cumsum(arrays[name], dtype=np.int64)])
+            for name, _ in _COUNTS
+            if name in arrays
+        )
 
     def number_in_file(self, index: int) -> int:
         """Which structure of the file it is, those that were left out counted."""
-        for left_out in sorted(self.skipped):
+        for left_out in self.skipped:
             index += left_out <= index
         return index
 
+    def numbers(self) -> np.ndarray:
+        """[structures] which of the file each is.
+
+        Raises:
+            InputError: If the file could not be read to its end, so that nobody knows.
+        """
+        torn = [text for text in self.skipped.values() if text.endswith(REST)]
+        if torn:
+            raise InputError(f"{torn[0]}, so that its rows cannot be counted")
+        return np.setdiff1d(np.arange(len(self) + len(self.skipped)), list(self.skipped))
+
     def species(self, index: int) -> np.ndarray:
         """Atomic numbers [n] of a structure, int32."""
-        nodes = slice(self._first_node[index], self._first_node[index + 1])
-        return self.arrays[SPECIES][nodes].astype(np.int32)
+        first = self._firsts[0]
+        return self._arrays()[SPECIES][first[index] : first[index + 1]].astype(np.int32)
 
     def sample(self, index: int) -> Sample:
-        """One structure: views into the flat arrays where dtypes allow it."""
-        a, n, e = self.arrays, self._first_node, self._first_edge
+        """One structure: copies, so that whoever keeps them keeps no file open."""
+        arrays = self._arrays()
         graphs = slice(index, index + 1)
-        nodes = slice(int(n[index]), int(n[index + 1]))
-        edges = slice(int(e[index]), int(e[index + 1]))
+        nodes, edges, *far = (slice(*first[index : index + 2]) for first in self._firsts)
+
+        def rows(name: str, where: slice, dtype: type | None = None) -> np.ndarray:
+            return np.array(arrays[name][where], dtype)
+
         graph = jraph.GraphsTuple(
             nodes={
-                POSITIONS: a[POSITIONS][nodes],
-                SPECIES: a[SPECIES][nodes].astype(np.int32),
+                POSITIONS: rows(POSITIONS, nodes),
+                SPECIES: rows(SPECIES, nodes, np.int32),
             },
-            edges={SHIFTS: a[SHIFTS][edges].astype(np.int32)},
-            senders=a[SENDERS][edges],
-            receivers=a[RECEIVERS][edges],
-            globals={CELL: a[CELL][graphs], PBC: a[PBC][graphs]},
-            n_node=a[N_NODE][graphs],
-            n_edge=a[N_EDGE][graphs],
+            edges={SHIFTS: rows(SHIFTS, edges, np.int32)},
+            senders=rows(SENDERS, edges),
+            receivers=rows(RECEIVERS, edges),
+            globals={CELL: rows(CELL, graphs), PBC: rows(PBC, graphs)},
+            n_node=rows(N_NODE, graphs),
+            n_edge=rows(N_EDGE, graphs),
         )
         where = {ENERGY: index, STRESS: index, FORCES: nodes}
-        targets = {name: a[name][where[name]] for name in self.labels}
-        targets[FREE] = a[FREE][nodes]
-        return Sample(graph, targets, self._far_edges(index), tags=a[TAGS][nodes])
-
-    def _far_edges(self, index: int) -> Edges | None:
-        if not self._has_far:
-            return None
-        far = slice(int(self._first_far[index]), int(self._first_far[index + 1]))
-        return Edges(
-            self.arrays[FAR_SENDERS][far],
-            self.arrays[FAR_RECEIVERS][far],
-            self.arrays[FAR_SHIFTS][far].astype(np.int32),
-        )
+        targets = {name: arrays[name][where[name]].copy() for name in self.labels}
+        targets[FREE] = rows(FREE, nodes)
+        far_edges = None
+        if self._has_far:
+            far_edges = Edges(
+                rows(FAR_SENDERS, far[0]),
+                rows(FAR_RECEIVERS, far[0]),
+                rows(FAR_SHIFTS, far[0], np.int32),
+            )
+        return Sample(graph, targets, far_edges, tags=rows(TAGS, nodes))
 
 
 def check_storable(structure: Structure) -> None:
@@ -222,22 +247,25 @@ def check_storable(structure: Structure) -> None:
             )
 
 
-def open_store(directory: Path, source: str, fingerprint: str) -> GraphStore:
-    """Maps the files that a `store_writer.StoreWriter` made.
+def open_store(packed: Packed, source: str, fingerprint: str, maps: OpenMaps) -> GraphStore:
+    """The graphs in a file that a `store_writer.StoreWriter` made.
+
+    Args:
+        packed: Its header.
+        source: The file they were read from, as it is called now.
+        fingerprint: See `GraphStore`.
+        maps: Opens it when needed.
 
     Raises:
-        OSError: If a file is missing.
-        ValueError: If a file is truncated or the files do not belong together.
+        KeyError, TypeError, ValueError: If the arrays do not belong together.
     """
-    meta = json.loads((directory / META).read_text(encoding="utf-8"))
-    missing = set(LAYOUT) - set(_LABELS) - set(_FAR) - set(meta["arrays"])
-    if missing:
-        raise ValueError(f"array {min(missing)} is missing")
-    if (directory / INFOS).stat().st_size != meta["infos_bytes"]:
-        raise ValueError("metadata are truncated")
-    arrays = {
-        name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in meta["arrays"]
-    }
-    skipped = {int(index): str(sentence) for index, sentence in meta["skipped"]}
-    return GraphStore(arrays, directory / INFOS, source, fingerprint, skipped)
+    facts, count = packed.facts, packed.arrays[N_NODE][1][0]
+    shapes = {name: place[:2] for name, place in packed.arrays.items()}
+    check_columns(shapes, facts["infos"], count)
+
+    def arrays() -> Mapping[str, np.ndarray]:
+        return maps.arrays(packed)
+
+    skipped = {int(index): source + str(rest) for index, rest in facts["skipped"]}
+    infos = InfoTable(arrays, facts["infos"], count)
+    return GraphStore(arrays, infos, source, fingerprint, skipped, bool(facts["all_free"]))

@@ -1,26 +1,31 @@
-"""Writes what a `store.GraphStore` holds: graphs one by one, into flat arrays or files."""
+"""Writes what a `store.GraphStore` holds: graphs one by one, into arrays or a file."""
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from ewald_jax.data.info import InfoTable, to_columns
+from ewald_jax.data.packed import Column, write_packed
 from ewald_jax.data.store import (
     FAR_RECEIVERS,
     FAR_SENDERS,
     FAR_SHIFTS,
-    INFOS,
+    FORMULA,
+    FORMULAS,
     LAYOUT,
-    META,
     N_FAR,
     RECEIVERS,
     SENDERS,
+    GraphStore,
 )
 from ewald_jax.graph.budgets import sizes_of
-from ewald_jax.graph.schema import Structure
+from ewald_jax.graph.schema import FREE, SPECIES, Structure
+
+_INFOS = "infos.jsonl"
 
 
 class StoreWriter:
@@ -34,10 +39,12 @@ class StoreWriter:
         self._directory = directory
         self._columns: dict[str, _Column] = {}
         self._count = 0
+        self._formulas: dict[bytes, int] = {}
+        self._all_free = True
         self._infos: list[dict[str, Any]] = []
         self._info_file: BinaryIO | None = None
         if directory is not None:
-            self._info_file = open(directory / INFOS, "wb")
+            self._info_file = open(directory / _INFOS, "wb")
 
     def __len__(self) -> int:
         """Structures so far."""
@@ -65,12 +72,14 @@ class StoreWriter:
         """Appends one structure; all must have the same labels, and far edges or none."""
         graph, far_edges = structure.graph, structure.far_edges
         self._count += 1
+        self._all_free &= bool(np.all(targets[FREE]))
         rows = {
             **graph.nodes,
             **graph.edges,
             **graph.globals,
             SENDERS: graph.senders,
             RECEIVERS: graph.receivers,
+            FORMULA: self._formula(graph.nodes[SPECIES]),
             **sizes_of([structure])._asdict(),
             **targets,
         }
@@ -83,7 +92,7 @@ class StoreWriter:
         for name, values in rows.items():
             _, shape, dtype = LAYOUT[name]
             if name not in self._columns:
-                path = self._directory and self._directory / f"{name}.npy"
+                path = self._directory and self._directory / name
                 self._columns[name] = _Column(path, shape, np.dtype(dtype))
             self._columns[name].append(np.reshape(values, (-1, *shape)))
         if self._info_file is None:
@@ -91,38 +100,66 @@ class StoreWriter:
         else:
             self._info_file.write(json.dumps(info).encode() + b"\n")
 
+    def in_memory(
+        self, source: str, fingerprint: str, skipped: Mapping[int, str] | None = None
+    ) -> GraphStore:
+        """The graphs, of a writer without a directory; arguments as of `GraphStore`."""
+        arrays = {name: column.joined() for name, column in self._columns.items()}
+        arrays[FORMULAS] = self._table()
+        columns, keys = to_columns(lambda: self._infos)
+        infos = InfoTable(lambda: columns, keys, self._count)
+        return GraphStore(
+            lambda: arrays, infos, source, fingerprint, skipped, self._all_free
+        )
+
     def finish(
-        self, skipped: Mapping[int, str] | None = None
-    ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-        """Completes the files, or returns what was collected in memory.
+        self, path: Path, source: str, skipped: Mapping[int, str] | None = None
+    ) -> None:
+        """Joins the files of the directory into one.
 
         Args:
-            skipped: Sentences about structures that were left out, by their number.
+            path: The file to write.
+            source: The file that the graphs are of.
+            skipped: Sentences about structures that were left out, by their number; each
+                begins with `source`, which is left out as it may change.
         """
-        arrays = {name: column.finish() for name, column in self._columns.items()}
-        if self._directory is None:
-            return arrays, self._infos
+        columns = {name: column.close() for name, column in self._columns.items()}
+        table = self._table()
+        columns[FORMULAS] = Column(table.dtype, table.shape, table)
         self._info_file.close()
-        size = (self._directory / INFOS).stat().st_size
-        left_out = sorted((skipped or {}).items())
-        meta = json.dumps(
-            {"arrays": sorted(arrays), "infos_bytes": size, "skipped": left_out}
-        )
-        # Last, so that a directory with this file has all the others.
-        (self._directory / META).write_text(meta, encoding="utf-8")
-        return {}, []
+        arrays, keys = to_columns(self._read_infos)
+        for name, array in arrays.items():
+            columns[name] = Column(array.dtype, array.shape, array)
+        left_out = [
+            (index, sentence.removeprefix(source))
+            for index, sentence in sorted((skipped or {}).items())
+        ]
+        facts = {"infos": keys, "skipped": left_out, "all_free": self._all_free}
+        write_packed(path, columns, facts)
+
+    def _formula(self, species: np.ndarray) -> np.ndarray:
+        """Row of the table of compositions, a new one if needed."""
+        width = LAYOUT[FORMULAS][1][0]
+        counted = np.bincount(species, minlength=width).astype(np.int32).tobytes()
+        return np.array(self._formulas.setdefault(counted, len(self._formulas)))
+
+    def _table(self) -> np.ndarray:
+        _, shape, dtype = LAYOUT[FORMULAS]
+        return np.frombuffer(b"".join(self._formulas), dtype).reshape(-1, *shape)
+
+    def _read_infos(self) -> Iterator[dict[str, Any]]:
+        with open(self._directory / _INFOS, encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
 
 
 class _Column:
-    """One growing array: a list of pieces, or a .npy file whose header comes last."""
+    """One growing array: a list of pieces, or a file of its bytes."""
 
     def __init__(self, path: Path | None, shape: tuple[int, ...], dtype: np.dtype):
-        self._shape, self._dtype, self._length = shape, dtype, 0
+        self._path, self._shape, self._dtype, self._length = path, shape, dtype, 0
         self._pieces: list[np.ndarray] = []
-        self.file: BinaryIO | None = None
-        if path is not None:
-            self.file = open(path, "wb")
-            self._write_header()
+        self.file: BinaryIO | None = None if path is None else open(path, "wb")
 
     def append(self, rows: np.ndarray) -> None:
         # A copy even of the right dtype: rows may be a view of something large.
@@ -134,21 +171,11 @@ class _Column:
             # Not tofile, which forgets why it failed (a full disk).
             self.file.write(rows.tobytes())
 
-    def finish(self) -> np.ndarray | None:
-        if self.file is None:
-            return np.concatenate(self._pieces)
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-        return None
+    def joined(self) -> np.ndarray:
+        """All rows, of a column in memory."""
+        return np.concatenate(self._pieces)
 
-    def _write_header(self) -> None:
-        # numpy leaves room in the header for the first dimension to grow.
-        np.lib.format.write_array_header_1_0(
-            self.file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-                "fortran_order": False,
-                "shape": (self._length, *self._shape),
-            },
-        )
+    def close(self) -> Column:
+        """What was written, of a column on disk."""
+        self.file.close()
+        return Column(self._dtype, (self._length, *self._shape), self._path)

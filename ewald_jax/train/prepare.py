@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import optax
 
+from ewald_jax.data import Statistics, StatisticsConfig, dataset_statistics
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
-from ewald_jax.data.statistics import Statistics, StatisticsConfig, dataset_statistics
 from ewald_jax.graph.budgets import budgets_from_sizes
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, model_to_config, neighborhood
@@ -274,7 +274,7 @@ def _check_data(model, dataset, splits, loss, train) -> dict[str, np.ndarray]:
         raise InputError(
             f"train.monitor is {train.monitor!r}, expected one of {', '.join(names)}"
         )
-    for index in np.unique(np.concatenate(list(splits.values()))):
+    for index in dataset.kinds(np.concatenate(list(splits.values()))):
         graph = dataset[index].graph
         try:
             check_structure(model, graph.nodes["species"], graph.globals["pbc"][0])

@@ -55,8 +55,7 @@ def summary(run: Run, state: TrainState, at: Position) -> str:
     line = "\n".join([line, *notes])
     unseen = set()
     for loader in run.loaders.values():
-        for index in loader.indices:
-            unseen.update(run.statistics.unseen(run.dataset.species(index)))
+        unseen.update(run.statistics.unseen(run.dataset.elements(loader.indices)))
     if unseen:
         symbols = ", ".join(chemical_symbols[z] for z in sorted(unseen))
         line += f"\nnote: no training structure has {symbols}, which other splits do"
