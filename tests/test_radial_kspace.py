@@ -144,8 +144,8 @@ def test_envelope_ends_smoothly():
     assert np.max(np.abs(values[0])) < 1e-9 and not np.asarray(values[1:]).any()
 
 
-@pytest.mark.parametrize("reach", [0.0, 40.0, 200.0])
-@pytest.mark.parametrize("num_rbf", [2, 16])
+@pytest.mark.parametrize("reach", [0.0, 7.0, 40.0, 200.0])
+@pytest.mark.parametrize("num_rbf", [2, 6, 16, 32])
 def test_radial_quadrature_reaches_its_error(num_rbf, reach):
     r = np.linspace(0, reach, 23)
 
