@@ -38,6 +38,8 @@ PERIODIC = {"dimers": False, "slabs": True}
 
 # Both published sizes of a model take its radial block; each is tried with one of them.
 RADIAL = {"schnet": "oe62", "painn": "oc20", "dimenetpp": "oe62", "gemnet_t": "oc20"}
+
+
 def is_plainest(model, variant):
     """The one combination that other splits of the same data are tried with."""
     return (model.stem, variant.stem) == ("schnet_small", "baseline")
