@@ -108,10 +108,12 @@ def test_far_apart_molecules_add_up(case):
     plain = evaluate(case[0], [one, two, near, *pairs], forces=False, channels=()).energy
     assert abs(plain[2] - plain[0] - plain[1]) > 1e-4
     np.testing.assert_allclose(plain[4], plain[0] + plain[1], rtol=1e-6)
+    # Near, a network that is not linear adds terms of higher order to 1 / distance.
+    pairs += [one + moved(two, [distance, 0.0, 0.0]) for distance in (800.0, 1600.0)]
     energy = evaluate(case[0], [one, two, *pairs], forces=False).energy
     interaction = energy[2:] - energy[0] - energy[1]
     assert abs(interaction[0]) > 1e-5
-    np.testing.assert_allclose(interaction[0] / interaction[1], 2, rtol=0.1)
+    np.testing.assert_allclose(interaction[2] / interaction[3], 2, rtol=0.1)
 
 
 @every_model
