@@ -33,9 +33,8 @@ demo: venv-core
 test: venv-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-# Set, if empty: the emitters that tests/conftest.py chooses are the slower ones here.
 configs: venv-dev
-	XLA_FLAGS="$(XLA_FLAGS)" $(MAKE) test ARGS="-m configs $(ARGS)"
+	$(MAKE) test ARGS="-m configs $(ARGS)"
 
 lint: venv-dev
 	$(BIN)/ruff check .

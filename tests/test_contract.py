@@ -66,14 +66,12 @@ def accepts(scheme, pbc):
     return True
 
 
-# Molecules with these are in other files, or nothing that periodic structures do not show.
-PERIODIC_ONLY = ("atomic", "radial")
 CASES = [
     (model, scheme, boundary)
     for model in MODELS
     for scheme in VARIANTS
     for boundary, pbc in PBC.items()
-    if accepts(scheme, pbc) and not (scheme in PERIODIC_ONLY and boundary == "open")
+    if accepts(scheme, pbc)
 ]
 every_case = pytest.mark.parametrize(
     "case", CASES, ids=lambda case: "-".join(case) if isinstance(case, tuple) else None
@@ -230,7 +228,7 @@ def test_predictions_depend_on_the_structure(case):
     """Otherwise every symmetry would hold."""
     result, at = survey(case)
     assert np.ptp([result.energy[at[k]] for k in ("base", "inside", "atom")]) > 1e-2
-    assert np.abs(result.forces[at["base"]]).max() > 5e-4
+    assert np.abs(result.forces[at["base"]]).max() > 1e-3
     if case[2] == "periodic":
         assert np.abs(result.stress[at["base"]]).max() > 1e-6
     if case[1] != "none":  # and the Fourier part takes part
@@ -447,12 +445,7 @@ def test_one_trace_in_a_loop_of_ones_own(case):
 # -- numbers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    # Without a block, and with the atom-to-atom block, one kind of boundaries shows it.
-    "case",
-    [c for c in CASES if c[1] in EWALD or c[1:] == ("none", "open")],
-    ids="-".join,
-)
+@every_case
 def test_force_loss_has_finite_derivatives(case, debug_nans, monkeypatch):
     """Second derivatives on a padded batch with one atom, isolated atoms, a linear molecule."""
     name, scheme, boundary = case
@@ -489,9 +482,7 @@ def test_float32_agrees_and_stays_float32(case):
         single.energy.dtype == single.forces[0].dtype == single.stress.dtype == np.float32
     )
     scale = np.abs(result.energy).max()
-    # Forces are differences of energies per Å, and can be small among large ones.
-    largest = max(np.abs(result.forces[at["base"]]).max(), 0.1 * scale)
     for n, key in enumerate(keys):
         assert abs(single.energy[n] - result.energy[at[key]]) < 1e-5 * scale
         difference = np.abs(single.forces[n] - result.forces[at[key]]).max()
-        assert difference < 3e-5 * largest
+        assert difference < 3e-5 * np.abs(result.forces[at["base"]]).max()

@@ -145,15 +145,18 @@ def test_envelope_ends_smoothly():
     assert np.max(np.abs(values[0])) < 1e-9 and not np.asarray(values[1:]).any()
 
 
-@pytest.mark.parametrize("reach", [0.0, 40.0, 200.0])
-@pytest.mark.parametrize("num_rbf", [2, 16])
+@pytest.mark.parametrize("reach", [0.0, 7.0, 40.0, 200.0])
+@pytest.mark.parametrize("num_rbf", [2, 6, 16, 32])
 def test_radial_quadrature_reaches_its_error(num_rbf, reach):
     r = np.linspace(0, reach, 23)
 
+    @jax.jit
+    def kernel_of(x, w):
+        basis = kspace.channel_basis(x**2, num_rbf, CHANNELS)
+        return kspace.pair_kernel(r**2, (K_CUTOFF * x) ** 2, basis * w[:, None])
+
     def kernel(num):
-        x, w = kspace.radial_nodes(num)
-        basis = kspace.channel_basis(jnp.asarray(x**2), num_rbf, CHANNELS)
-        return np.asarray(kspace.pair_kernel(r**2, (K_CUTOFF * x) ** 2, basis * w[:, None]))
+        return np.asarray(kernel_of(*kspace.radial_nodes(num)))
 
     num = quadrature.num_radial(K_CUTOFF, 1 / (num_rbf - 1), reach)
     np.testing.assert_allclose(kernel(num), kernel(2 * num + 50), atol=1e-10)

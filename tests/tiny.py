@@ -51,11 +51,7 @@ def tiny(name, **fields):
 
 
 def drawn(model, batch, seed=0):
-    """Random weights: matrices keep the variance, scale factors are 1, the rest is small.
-
-    So are the amplitudes of physical channels: in a slab they sum over all its atoms, which a
-    deep network would multiply until float32 overflows.
-    """
+    """Random weights: matrices keep the variance, scale factors are 1, the rest is small."""
     init = functools.partial(ewald_jax.init_params, model)
     shapes = jax.eval_shape(init, jax.random.key(0), batch)
     rng = np.random.default_rng(seed)
@@ -66,7 +62,7 @@ def drawn(model, batch, seed=0):
             value = np.ones(leaf.shape)
         elif "frequencies" in name:
             value = np.pi * np.arange(1, leaf.shape[0] + 1)
-        elif leaf.ndim < 2 or "channels" in name:
+        elif leaf.ndim < 2:
             value = 0.1 * rng.normal(size=leaf.shape)
         else:
             fan_in = 1 if "embedding" in name else np.prod(leaf.shape[:-1])
