@@ -29,6 +29,7 @@ from ewald_jax.graph import (
     structure_from_list,
     verlet_list,
 )
+from ewald_jax.graph.verlet import VerletList
 from ewald_jax.models import check_structure, neighborhood
 from ewald_jax.typing import InputError, PyTree
 
@@ -84,7 +85,8 @@ class EwaldCalculator(Calculator):
             statistics: Scale, reference energies and elements of the training data; None
                 leaves energies in model units, and elements unchecked.
             skin: Å; neighbors are searched again when an atom has moved by half of it.
-            slack: Share by which edges and wave vectors may grow without a compilation.
+            slack: Share by which edges, wave vectors and density may grow without a
+                compilation.
             strict: Refuse elements that the training data did not have, in place of a
                 warning.
             memory_limit: Bytes that an evaluation may take; None for what the device has.
@@ -162,8 +164,10 @@ class EwaldCalculator(Calculator):
             super().calculate(atoms, list(properties), list(system_changes))
             self.results = {}
             with raised_as(StructureError, "the structure "):
-                structure = self._structure(self.atoms)
-                budget = self._capacity.budget(structure)
+                self._check(self.atoms)
+                listed = self._list(self.atoms)
+                structure = structure_from_list(listed, self.atoms, _dtype())
+                budget = self._capacity.budget(structure, listed, self.atoms)
                 found = self._outputs([structure], budget, bool(self.atoms.pbc.any()))
                 self.results = results_of(self.atoms, *found[0], self.statistics)
 
@@ -221,9 +225,8 @@ class EwaldCalculator(Calculator):
         """With a lock of its own."""
         vars(self).update(state, _lock=threading.RLock())
 
-    def _structure(self, atoms: ase.Atoms) -> Structure:
-        """The graph of a structure, from a list that still holds if there is one."""
-        self._check(atoms)
+    def _list(self, atoms: ase.Atoms) -> VerletList:
+        """A list that still holds if there is one, else a new one."""
         found = next((x for x in self._lists if still_holds(x, atoms)), None)
         if found is None:
             found = verlet_list(atoms, self._neighborhood, self._skin)
@@ -231,7 +234,7 @@ class EwaldCalculator(Calculator):
         # The least recently used one goes.
         others = [x for x in self._lists if x is not found]
         self._lists = [found, *others][:_NUM_LISTS]
-        return structure_from_list(found, atoms, _dtype())
+        return found
 
     def _outputs(
         self, structures: Sequence[Structure], budget: Budget, stress: bool

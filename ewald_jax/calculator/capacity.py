@@ -5,9 +5,16 @@ import math
 import ase
 import numpy as np
 
-from ewald_jax.graph import Structure, fits, single_budget, sizes_of
+from ewald_jax.graph import (
+    Structure,
+    fits,
+    single_budget,
+    sizes_of,
+    structure_from_list,
+)
 from ewald_jax.graph.build import completed_cell
 from ewald_jax.graph.schema import PBC, Budget, Neighborhood
+from ewald_jax.graph.verlet import VerletList
 from ewald_jax.typing import InputError
 
 _BYTES_PER_CANDIDATE = 150
@@ -27,16 +34,29 @@ class Capacity:
         self._slack, self._triplets = slack, triplets
         self._budgets: dict[tuple[int, int], Budget] = {}
 
-    def budget(self, structure: Structure) -> Budget:
-        """The size for a structure: the one before if it still fits."""
+    def budget(self, structure: Structure, listed: VerletList, atoms: ase.Atoms) -> Budget:
+        """The size for a structure: the one before if it still fits.
+
+        Args:
+            structure: Unpadded, from the list.
+            listed: Its candidates of edges.
+            atoms: The same structure.
+        """
         exact = single_budget([structure], self._triplets)
         key = (exact.n_node, int(structure.graph.globals[PBC].sum()))
         before = self._budgets.get(key)
         if before is not None and fits(before, sizes_of([structure])):
             return before
-        grown = single_budget([structure], self._triplets, self._slack)
-        if before is not None:
-            grown = Budget(*map(max, before, grown))
+        # Neighbors come in shells: those of a compressed structure may be many at once.
+        compressed = structure_from_list(listed, atoms, compression=1 + self._slack)
+        grown = Budget(
+            *map(
+                max,
+                before or exact,
+                single_budget([compressed], self._triplets),
+                single_budget([structure], self._triplets, self._slack),
+            )
+        )
         self._budgets[key] = grown
         return grown
 

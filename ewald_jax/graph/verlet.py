@@ -137,7 +137,10 @@ def still_holds(listed: VerletList, atoms: ase.Atoms) -> bool:
 
 
 def structure_from_list(
-    listed: VerletList, atoms: ase.Atoms, dtype: np.dtype | type = np.float32
+    listed: VerletList,
+    atoms: ase.Atoms,
+    dtype: np.dtype | type = np.float32,
+    compression: float = 1.0,
 ) -> Structure:
     """The structure with the edges that it has now.
 
@@ -145,6 +148,8 @@ def structure_from_list(
         listed: A list that `still_holds`.
         atoms: The structure.
         dtype: Of positions and cell.
+        compression: With more than 1, the edges that there will be when the volume is smaller
+            by this factor, as far as candidates reach: what to leave room for.
 
     Returns:
         As `structure_from_atoms`; wave vectors may be more than are needed.
@@ -153,14 +158,16 @@ def structure_from_list(
         InputError: If atoms are closer than 0.3 Å.
     """
     wanted, cell = listed.neighborhood, completed_cell(atoms)
-    near = _within(listed.near, atoms.positions, cell, wanted.cutoff, wanted.max_neighbors)
+    reach = compression ** (1 / 3)
+    limits = wanted.cutoff * reach, wanted.max_neighbors
+    near = _within(listed.near, atoms.positions, cell, *limits)
     check_distances(atoms, near)
     if wanted.symmetric and wanted.max_neighbors is not None:
         near = symmetrised(near)
     structure = Structure(graph_of(atoms, cell, near, dtype), waves=listed.waves)
     if listed.far is None:
         return structure
-    limits = wanted.far_cutoff, wanted.far_max_neighbors
+    limits = wanted.far_cutoff * reach, wanted.far_max_neighbors
     far = _within(listed.far, atoms.positions, cell, *limits)
     return structure._replace(far_edges=Edges(far.senders, far.receivers, far.shifts))
 
