@@ -256,21 +256,20 @@ class EwaldCalculator(Calculator):
         if self.statistics is None or not self.statistics.species:
             return
         unseen = set(self.statistics.unseen(atoms.numbers))
+        seen = f"(they had {_names(self.statistics.species)})"
         if unseen and self._strict:
-            raise InputError(f"has {_names(unseen)}, {_unseen(self.statistics)}")
+            raise InputError(
+                f"has {_names(unseen)}, which the training data did not have {seen}"
+            )
         if unseen - self._warned:
             names = _names(unseen - self._warned)
             self._warned |= unseen
             warnings.warn(
-                f"{names}: {_unseen(self.statistics)}; energies and forces of structures with "
-                "it are guesses",
+                f"the training data did not have {names} {seen}; energies and forces of "
+                "structures with such atoms are guesses",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-
-
-def _unseen(statistics: Statistics) -> str:
-    return f"which the training data did not have (they had {_names(statistics.species)})"
 
 
 def _names(numbers) -> str:

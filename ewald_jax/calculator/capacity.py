@@ -21,6 +21,10 @@ _BYTES_PER_CANDIDATE = 150
 """Of host memory while pairs are searched and sorted."""
 
 
+_SMALL = 32
+"""Atoms up to which a molecule has room for all pairs: its parts may come from afar."""
+
+
 class Capacity:
     """One padded size per number of atoms and boundary conditions, which only ever grows."""
 
@@ -49,16 +53,28 @@ class Capacity:
             return before
         # Neighbors come in shells: those of a compressed structure may be many at once.
         compressed = structure_from_list(listed, atoms, compression=1 + self._slack)
-        grown = Budget(
-            *map(
-                max,
-                before or exact,
-                single_budget([compressed], self._triplets),
-                single_budget([structure], self._triplets, self._slack),
-            )
-        )
+        candidates = [
+            before or exact,
+            single_budget([compressed], self._triplets),
+            single_budget([structure], self._triplets, self._slack),
+        ]
+        if not atoms.pbc.any() and len(atoms) <= _SMALL:
+            triplets, far = self._triplets, listed.far is not None
+            candidates.append(_all_pairs(exact, len(atoms), triplets, far))
+        grown = Budget(*map(max, *candidates))
         self._budgets[key] = grown
         return grown
+
+
+def _all_pairs(budget: Budget, num_atoms: int, triplets: bool, far: bool) -> Budget:
+    """Room for edges between all atoms."""
+    pairs, slots = num_atoms * (num_atoms - 1), num_atoms - 1
+    return budget._replace(
+        n_edge=pairs,
+        n_far=pairs if far else 0,
+        in_slots=slots if triplets else 0,
+        out_slots=slots if triplets else 0,
+    )
 
 
 def check_size(

@@ -139,7 +139,8 @@ def draw_velocities(atoms: ase.Atoms, temperature: float, rng: np.random.Generat
 
     spread = np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature)
     atoms.set_momenta(spread * rng.standard_normal((len(atoms), 3)))
-    if atoms.constraints:  # which hold the structure in place
+    # Constraints hold the structure in place, and one atom has nothing but its drift.
+    if atoms.constraints or len(atoms) < 2:
         return
     Stationary(atoms)
     if not atoms.pbc.any() and len(atoms) > 2:

@@ -68,8 +68,8 @@ def relax(
         raise InputError(f"--fmax must be a force above 0 eV/Å, not {fmax}")
     atoms, first = starting_point(structures, frame, output, resume, overwrite)
     atoms.calc = load_calculator(checkpoint, which, skin, strict)
+    target = cell_filter(atoms, pressure) if cell else atoms
     with trajectory(output, atoms, resume, interval) as record:
-        target = cell_filter(atoms, pressure) if cell else atoms
         run = _optimizer(optimizer)(target, logfile=None)
         last, interrupted = drive(
             run.irun(fmax=fmax, steps=max(steps - first, 0)),
