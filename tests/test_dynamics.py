@@ -22,7 +22,7 @@ from tiny import drawn, tiny
 import ewald_jax
 from ewald_jax.analysis.drift import energy_drift
 from ewald_jax.calculator import EwaldCalculator
-from ewald_jax.cli.md import draw_velocities
+from ewald_jax.cli.md import draw_velocities, integrator
 from ewald_jax.data.statistics import Statistics
 
 __all__ = ["quick_compilation"]
@@ -57,10 +57,11 @@ def with_repulsion(calc, sigma):
     return SumCalculator([calc, repulsion])
 
 
-def dynamics(calc, atoms, steps, timestep=0.5):
+def dynamics(calc, atoms, steps, timestep=0.5, draw=True):
     """Times, ps, and total energies, eV, of velocity Verlet in steps of some fs."""
     atoms.calc = calc
-    draw_velocities(atoms, 300.0, np.random.default_rng(0))
+    if draw:
+        draw_velocities(atoms, 300.0, np.random.default_rng(0))
     run = VelocityVerlet(atoms, timestep * units.fs).irun(steps)
     found = [
         (step * timestep * 1e-3, atoms.get_total_energy()) for step, _ in enumerate(run)
@@ -83,20 +84,68 @@ def test_the_error_of_the_energy_is_that_of_the_integrator(x64):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:logm result may be inaccurate:RuntimeWarning")
 @pytest.mark.parametrize("kind", ["crystal", "pair"])
 @pytest.mark.parametrize("name", ["schnet", "painn"])
 def test_energy_is_kept(x64, name, kind):
-    atoms, sigma = (crystal(2), 2.6) if kind == "crystal" else (pair(), 0.0)
-    for dtype, tolerance in ((np.float64, 1e-5), (np.float32, 1e-4)):
+    atoms, sigma = (crystal(2), 2.6) if kind == "crystal" else (pair(), 1.1)
+    calc = with_repulsion(calculator(name, np.float64, scale=0.3), sigma)
+    # Heat that is still on its way between positions and momenta looks like a drift: the
+    # integrator's own energy differs from the total by a share of each.
+    atoms.calc = calc
+    BFGS(FrechetCellFilter(atoms) if kind == "crystal" else atoms, logfile=None).run(
+        fmax=0.03, steps=40
+    )
+    dynamics(calc, atoms, 1000)
+    for dtype in (np.float64, np.float32):
         jax.config.update("jax_enable_x64", dtype == np.float64)
         calc = calculator(name, dtype, scale=0.3)
-        force_field = with_repulsion(calc, sigma) if sigma else calc
-        times, energies = dynamics(force_field, atoms.copy(), 2000)
+        here = atoms.copy()
+        times, energies = dynamics(with_repulsion(calc, sigma), here, 2000, draw=False)
         drift = energy_drift(times, energies, len(atoms))
         print(name, kind, np.dtype(dtype).name, drift, calc.neighbor_searches)
+        assert abs(drift.slope) < 1e-5
         assert calc.compilations == 1
-        noise = 3 * drift.uncertainty if dtype == np.float32 else 0.0
-        assert abs(drift.slope) < max(tolerance, noise)
+
+
+def test_npt_of_a_slab_leaves_its_vacuum_alone(x64):
+    calc = calculator("schnet", np.float64, scale=0.05)
+    atoms, sigma = SYMMETRIC["slab"]
+    atoms = atoms.copy()
+    atoms.calc = with_repulsion(calc, sigma)
+    cold_npt(atoms, 15)
+    start = SYMMETRIC["slab"][0].cell.array
+    np.testing.assert_allclose(atoms.cell.array[2], start[2], atol=1e-9)
+    assert np.abs(atoms.cell.array[:2] - start[:2]).max() > 1e-4
+    assert calc.compilations == 1
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:logm result may be inaccurate:RuntimeWarning")
+@pytest.mark.parametrize("kind", ["crystal", "slab"])
+def test_cold_npt_ends_at_the_relaxed_volume(x64, kind):
+    calc = calculator("schnet", np.float64, scale=0.05)
+    atoms, sigma = SYMMETRIC[kind]
+    atoms = atoms.copy()
+    atoms.calc = with_repulsion(calc, sigma)
+    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=100)
+    relaxed = atoms.get_volume()
+    stretch = np.where(atoms.pbc, 1.003, 1.0)[:, None]
+    atoms.set_cell(atoms.cell.array * stretch, scale_atoms=True)
+    # It swings about the volume at rest, which nothing damps but the heat bath.
+    volumes = cold_npt(atoms, 600)
+    print(kind, relaxed, np.mean(volumes), np.ptp(volumes))
+    assert volumes[0] > 1.005 * relaxed > min(volumes)
+    assert np.mean(volumes) == pytest.approx(relaxed, rel=2e-3)
+    assert calc.compilations == 1
+
+
+def cold_npt(atoms, steps):
+    """Volumes along npt at 5 K."""
+    rng = np.random.default_rng(0)
+    draw_velocities(atoms, 5.0, rng)
+    run = integrator(atoms, "npt", units.fs, 5.0, 10.0, 0.0, rng)
+    return [atoms.get_volume() for _ in run.irun(steps)]
 
 
 def test_one_compilation_along_a_relaxation_and_in_npt(x64):
@@ -114,10 +163,10 @@ def test_one_compilation_along_a_relaxation_and_in_npt(x64):
     assert calc.compilations == len(calc._evaluator._compiled) == 1
 
 
-# Symmetric, so that no force is left at any length of the cell.
+# Close-packed, as Lennard-Jones wants it, and symmetric: no force at any length of the cell.
 SYMMETRIC = {
-    "crystal": (ase.build.bulk("NaCl", "rocksalt", a=5.3, cubic=True), 2.6),
-    "slab": (ase.build.fcc111("Cu", size=(2, 2, 1), vacuum=6.0), 2.4),
+    "crystal": (ase.build.bulk("Cu", "fcc", a=3.65, cubic=True), 2.3),
+    "slab": (ase.build.fcc111("Cu", size=(2, 2, 1), vacuum=6.0), 2.3),
 }
 
 

@@ -81,7 +81,7 @@ def md(
     if not atoms.get_momenta().any():
         draw_velocities(atoms, temperature, rng)
     fs = timestep * units.fs
-    dynamics = _dynamics(atoms, ensemble, fs, temperature, friction, pressure, rng)
+    dynamics = integrator(atoms, ensemble, fs, temperature, friction, pressure, rng)
     conserved = getattr(dynamics, "get_conserved_energy", atoms.get_total_energy)
     seen: list[tuple[float, float, float]] = []
 
@@ -147,7 +147,7 @@ def draw_velocities(atoms: ase.Atoms, temperature: float, rng: np.random.Generat
         ZeroRotation(atoms)
 
 
-def _dynamics(
+def integrator(
     atoms: ase.Atoms,
     ensemble: Ensemble,
     timestep: float,
@@ -156,6 +156,20 @@ def _dynamics(
     pressure: float,
     rng: np.random.Generator,
 ) -> Any:
+    """ASE's dynamics of an ensemble.
+
+    Args:
+        atoms: With a calculator and momenta.
+        ensemble: Which.
+        timestep: In ASE's unit of time, as its dynamics take it.
+        temperature: Of the heat bath, K.
+        friction: Of nvt, 1/ps.
+        pressure: Of npt, GPa.
+        rng: Of nvt.
+
+    Raises:
+        InputError: If the structure cannot be in this ensemble.
+    """
     if ensemble == "nve":
         from ase.md.verlet import VelocityVerlet
 
@@ -184,7 +198,7 @@ def _dynamics(
     }
     if atoms.pbc.all():
         return IsotropicMTKNPT(atoms, timestep, **settings)
-    return MaskedMTKNPT(atoms, timestep, **settings, mask=tuple(atoms.pbc.tolist()))
+    return MaskedMTKNPT(atoms, timestep, **settings, mask=np.array(atoms.pbc))
 
 
 def _drift_entries(drift: Drift | None) -> dict[str, float]:
