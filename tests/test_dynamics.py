@@ -125,10 +125,13 @@ def test_npt_of_a_slab_leaves_its_vacuum_alone(x64):
 @pytest.mark.parametrize("kind", ["crystal", "slab"])
 def test_cold_npt_ends_at_the_relaxed_volume(x64, kind):
     calc = calculator("schnet", np.float64, scale=0.05)
-    atoms, sigma = SYMMETRIC[kind]
-    atoms = atoms.copy()
-    atoms.calc = with_repulsion(calc, sigma)
-    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=100)
+    atoms = SYMMETRIC["crystal"][0].copy()
+    if kind == "slab":  # two layers: one alone buckles
+        atoms = ase.build.fcc111("Cu", size=(2, 2, 2), vacuum=6.0)
+    atoms.calc = with_repulsion(calc, 2.3)
+    # The other calculator of the sum has stress across the slab too, ours has not.
+    mask = [True, True, kind == "crystal", False, False, True]
+    assert BFGS(FrechetCellFilter(atoms, mask), logfile=None).run(fmax=1e-3, steps=100)
     relaxed = atoms.get_volume()
     stretch = np.where(atoms.pbc, 1.003, 1.0)[:, None]
     atoms.set_cell(atoms.cell.array * stretch, scale_atoms=True)

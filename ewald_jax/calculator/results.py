@@ -69,7 +69,7 @@ def periodic_stress(
 
     Open directions have no boundary that could be under stress: what `predict` gives there
     is the virial of forces, which vanish at equilibrium. Without it, cell filters and
-    barostats leave vacuum alone.
+    barostats leave vacuum alone. In a sum with a calculator that does give it, mask them.
     """
     if atoms.pbc.all():
         return stress
