@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MODELS",
     "EwaldBlock",
+    "EwaldCalculator",
     "EwaldConfig",
     "EwaldFilter",
     "InputError",
@@ -30,9 +31,13 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`load_checkpoint` on first use: checkpoints and training take seconds to import."""
+    """Names that take seconds to import, on first use: checkpoints, training, ASE."""
     if name == "load_checkpoint":
         from ewald_jax.train.checkpoint import load_checkpoint
 
         return load_checkpoint
+    if name == "EwaldCalculator":
+        from ewald_jax.calculator import EwaldCalculator
+
+        return EwaldCalculator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

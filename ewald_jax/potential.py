@@ -81,13 +81,24 @@ def model_outputs(
     Returns:
         The prediction.
     """
+    return site_outputs(model, params, batch, forces, stress)[1]
+
+
+def site_outputs(
+    model: nn.Module,
+    params: PyTree,
+    batch: Batch,
+    forces: bool = False,
+    stress: bool = False,
+) -> tuple[Float[Array, " nodes"], Prediction]:
+    """As `model_outputs`, and the energy of each node, which is zero for padding."""
     batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
     graph = batch.graph
     positions, cell = graph.nodes["positions"], graph.globals["cell"]
 
     def total(moved):
         outputs = _outputs(model, params, _deformed(batch, *moved))
-        return jnp.sum(outputs[0]), outputs
+        return jnp.sum(outputs[1]), outputs
 
     # What the energy is differentiated by; None is no leaf.
     direct = getattr(model, "direct_forces", False)
@@ -96,9 +107,9 @@ def model_outputs(
         jnp.zeros_like(cell) if stress else None,
     )
     if all(x is None for x in moved):
-        (energy, force), slopes = total(moved)[1], moved
+        (sites, energy, force), slopes = total(moved)[1], moved
     else:
-        slopes, (energy, force) = jax.grad(total, has_aux=True)(moved)
+        slopes, (sites, energy, force) = jax.grad(total, has_aux=True)(moved)
     if not forces:
         force = None
     elif not direct:
@@ -106,11 +117,11 @@ def model_outputs(
     if force is not None:
         force = jnp.where(ops.node_mask(graph)[:, None], force, 0.0)
     if not stress:
-        return Prediction(energy, force)
+        return sites, Prediction(energy, force)
     has_volume = jnp.any(graph.globals["pbc"], axis=-1) & ops.graph_mask(graph)
     volume = jnp.where(has_volume, jnp.abs(cell_volume(cell)), 1.0)
     virial = jnp.where(has_volume[:, None, None], slopes[1], 0.0)
-    return Prediction(energy, force, virial / volume[:, None, None])
+    return sites, Prediction(energy, force, virial / volume[:, None, None])
 
 
 def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) -> Any:
@@ -198,12 +209,12 @@ def _jitted_outputs(model, params, batch, forces, stress):
 
 def _outputs(
     model: nn.Module, params: PyTree, batch: Batch
-) -> tuple[Float[Array, " graphs"], Float[Array, "nodes 3"] | None]:
-    """Energies, and the forces of a direct head."""
+) -> tuple[Float[Array, " nodes"], Float[Array, " graphs"], Float[Array, "nodes 3"] | None]:
+    """Energies of nodes and of structures, and the forces of a direct head."""
     nodes = apply_model(model, params, batch)
     nodes, forces = nodes if isinstance(nodes, tuple) else (nodes, None)
     nodes = jnp.where(ops.node_mask(batch.graph), nodes, 0.0)
-    return ops.sum_nodes(nodes, batch.graph), forces
+    return nodes, ops.sum_nodes(nodes, batch.graph), forces
 
 
 def _geometry(model: nn.Module, batch: Batch):

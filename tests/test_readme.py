@@ -68,6 +68,15 @@ def test_commands_then_python(workplace):
     checked = f"{program}\nassert forces.shape[-1] == 3 and stress.shape[1:] == (3, 3)\n"
     run([sys.executable, "-c", checked], workplace)
 
+    program = blocks("python", "Simulate")
+    run([sys.executable, "-c", f"{program}\nassert forces.shape == (9, 3)\n"], workplace)
+    # Two steps of training make no molecule that keeps together for long.
+    shell = re.sub(r"(ewald-jax [^\n]*)", r"\1 --steps 1", blocks("bash", "Simulate"))
+    shell = shell.replace("--steps 2000 ", "")
+    assert shell.count("--steps 1") == 2
+    run(["bash", "-euo", "pipefail", "-c", shell], workplace)
+    assert (workplace / "relaxed.traj").exists() and (workplace / "md.traj").exists()
+
 
 def test_three_lines_in_a_network_of_ones_own(workplace):
     program = blocks("python", "Three lines in your own network") + (

@@ -1,4 +1,4 @@
-"""The command line `ewald-jax`: train, evaluate, predict, and look at data.
+"""The command line `ewald-jax`: train, evaluate, predict, simulate, and look at data.
 
 Every verb prints tables for people, or one JSON object with `--json`. A mistake of the user
 is one sentence on stderr and exit code 2; Ctrl-C is exit code 130.
@@ -11,7 +11,9 @@ from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
 from ewald_jax.cli.fit_scales import fit_scales
 from ewald_jax.cli.import_torch import import_torch
+from ewald_jax.cli.md import md
 from ewald_jax.cli.predict import predict
+from ewald_jax.cli.relax import relax
 from ewald_jax.cli.train import train
 
 __all__ = ["app", "main"]
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
+app.command()(relax)
+app.command()(md)
 app.command("fit-scales")(fit_scales)
 app.command("import-torch")(import_torch)
 app.add_typer(benchmark_app, name="benchmark")

@@ -1,7 +1,6 @@
 """`ewald-jax predict`: energies, forces and stress of structures, into a file."""
 
 import itertools
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,7 +139,7 @@ def _predictions(
     model, params, statistics, frames, source, batch_size, forces, stress
 ) -> Iterator[ase.Atoms]:
     """Each structure with the prediction as its calculator's results."""
-    from ewald_jax.graph import batch_graphs
+    from ewald_jax.graph import batch_graphs, coarse_budget
     from ewald_jax.models import neighborhood
     from ewald_jax.potential import predict as predict_batch
 
@@ -153,7 +152,7 @@ def _predictions(
             _structure(model, statistics, atoms, f"{source}: structure {number}")
             for number, atoms in enumerate(chunk, start)
         ]
-        budget = _budget(built, batch_size, triplets)
+        budget = coarse_budget(built, batch_size, triplets)
         batch = batch_graphs(built, budget=budget, triplets=triplets)
         out = predict_batch(model, params, batch, statistics, forces=forces, stress=stress)
         ends = np.cumsum([len(atoms) for atoms in chunk])
@@ -179,31 +178,6 @@ def _structure(model, statistics, atoms: ase.Atoms, where: str):
         raise InputError(f"{where} {error}") from None
     check_known(model, statistics, atoms.numbers, atoms.pbc, where)
     return structure
-
-
-def _budget(structures, batch_size: int, triplets: bool):
-    """A padded size on a coarse grid, so that a whole file needs few compilations."""
-    from ewald_jax.graph import Budget, sizes_of
-    from ewald_jax.graph.waves import packed_rows
-
-    def coarse(size: int) -> int:
-        return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2)) if size else 0
-
-    sizes = sizes_of(structures)
-    max_nodes = coarse(sizes.n_node.max())
-    return Budget(
-        n_node=coarse(sizes.n_node.sum() + 1),
-        n_edge=coarse(sizes.n_edge.sum() + 1),
-        n_graph=batch_size + 1,
-        max_nodes=max_nodes,
-        n_far=coarse(sizes.n_far.sum()),
-        in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
-        out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
-        n_kvecs=coarse(sizes.n_kvecs.max()),
-        n_pairs=coarse(sizes.n_pairs.sum()),
-        pair_rows=coarse(packed_rows(sizes.n_node[sizes.n_quad > 0], max_nodes)),
-        n_quad=coarse(sizes.n_quad.max()),
-    )
 
 
 def _write(path: Path, opener, structures: Iterator[ase.Atoms], progress: bool) -> int:

@@ -4,6 +4,8 @@ from ewald_jax.graph.batching import batch_graphs
 from ewald_jax.graph.budgets import (
     budgets_from_sizes,
     choose_budget,
+    coarse_budget,
+    fits,
     single_budget,
     sizes_of,
 )
@@ -20,6 +22,7 @@ from ewald_jax.graph.schema import (
     Waves,
 )
 from ewald_jax.graph.triplets import build_triplets
+from ewald_jax.graph.verlet import still_holds, structure_from_list, verlet_list
 
 __all__ = [
     "Batch",
@@ -35,9 +38,14 @@ __all__ = [
     "build_triplets",
     "check_atoms",
     "choose_budget",
+    "coarse_budget",
+    "fits",
     "graph_from_atoms",
     "neighbor_list",
     "single_budget",
     "sizes_of",
+    "still_holds",
     "structure_from_atoms",
+    "structure_from_list",
+    "verlet_list",
 ]

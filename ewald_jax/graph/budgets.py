@@ -123,26 +123,12 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
     Raises:
         InputError: If none is, with the totals and the largest budget.
     """
-    n_node, n_edge, n_far, n_pairs = (int(getattr(sizes, name).sum()) for name in _TOTALS)
-    max_nodes, in_slots, out_slots, n_kvecs, n_quad = (
-        int(getattr(sizes, name).max()) for name in _LARGEST
-    )
-    n_graph = len(sizes.n_node)
     for budget in budgets:
-        if (
-            n_node < budget.n_node
-            and n_edge <= budget.n_edge
-            and n_graph < budget.n_graph
-            and max_nodes <= budget.max_nodes
-            and n_far <= budget.n_far
-            and n_kvecs <= budget.n_kvecs
-            and n_pairs <= budget.n_pairs
-            and n_quad <= budget.n_quad
-            and (n_quad == 0 or _pair_rows(sizes, budget.max_nodes) <= budget.pair_rows)
-            and (budget.in_slots == 0 or in_slots <= budget.in_slots)
-            and (budget.out_slots == 0 or out_slots <= budget.out_slots)
-        ):
+        if fits(budget, sizes):
             return budget
+    n_graph = len(sizes.n_node)
+    n_node, n_edge, n_far, n_pairs, *largest = _needs(sizes)
+    max_nodes, in_slots, out_slots, n_kvecs, n_quad = largest
     far = f" {n_far} far edges," if n_far else ""
     slots = (
         f", {in_slots} edges into and {out_slots} out of one atom"
@@ -158,21 +144,80 @@ def choose_budget(budgets: Sequence[Budget], sizes: Sizes) -> Budget:
     )
 
 
-def single_budget(structures: Sequence[Structure], triplets: bool = False) -> Budget:
+def fits(budget: Budget, sizes: Sizes) -> bool:
+    """Whether a batch of structures of these sizes, at least one, is within a budget."""
+    n_node, n_edge, n_far, n_pairs, *largest = _needs(sizes)
+    max_nodes, in_slots, out_slots, n_kvecs, n_quad = largest
+    return (
+        n_node < budget.n_node
+        and n_edge <= budget.n_edge
+        and len(sizes.n_node) < budget.n_graph
+        and max_nodes <= budget.max_nodes
+        and n_far <= budget.n_far
+        and n_kvecs <= budget.n_kvecs
+        and n_pairs <= budget.n_pairs
+        and n_quad <= budget.n_quad
+        and (n_quad == 0 or _pair_rows(sizes, budget.max_nodes) <= budget.pair_rows)
+        and (budget.in_slots == 0 or in_slots <= budget.in_slots)
+        and (budget.out_slots == 0 or out_slots <= budget.out_slots)
+    )
+
+
+def single_budget(
+    structures: Sequence[Structure], triplets: bool = False, slack: float = 0.0
+) -> Budget:
     """A budget that just fits these structures, rounded up so that similar ones fit too.
 
     Args:
         structures: At least one.
         triplets: Leave slots for triplets.
+        slack: Share by which edges and wave vectors may grow.
 
     Returns:
         The budget.
     """
     sizes = sizes_of(structures)
-    totals = [getattr(sizes, name).sum() for name in _TOTALS]
-    largest = [getattr(sizes, name).max() for name in _LARGEST]
+    room = dict.fromkeys((*_TOTALS, *_LARGEST), 1 + slack)
+    # The number of atoms, and so that of their pairs, stays.
+    room |= {"n_node": 1.0, "n_pairs": 1.0}
+    totals = [math.ceil(getattr(sizes, name).sum() * room[name]) for name in _TOTALS]
+    largest = [math.ceil(getattr(sizes, name).max() * room[name]) for name in _LARGEST]
     budget = _rounded(totals, largest, len(structures), triplets)
     return budget._replace(pair_rows=_pair_rows(sizes, budget.max_nodes))
+
+
+def coarse_budget(
+    structures: Sequence[Structure], batch_size: int, triplets: bool = False
+) -> Budget:
+    """A budget on a coarse grid, so that a whole file of structures needs few compilations.
+
+    Args:
+        structures: One to `batch_size`.
+        batch_size: Leave room for this many, but for no more atoms.
+        triplets: Leave slots for triplets.
+
+    Returns:
+        The budget.
+    """
+
+    def coarse(size: int) -> int:
+        return math.ceil(2 ** (math.ceil(2 * math.log2(size)) / 2)) if size else 0
+
+    sizes = sizes_of(structures)
+    max_nodes = coarse(sizes.n_node.max())
+    return Budget(
+        n_node=coarse(sizes.n_node.sum() + 1),
+        n_edge=coarse(sizes.n_edge.sum() + 1),
+        n_graph=batch_size + 1,
+        max_nodes=max_nodes,
+        n_far=coarse(sizes.n_far.sum()),
+        in_slots=coarse(sizes.in_slots.max()) if triplets else 0,
+        out_slots=coarse(sizes.out_slots.max()) if triplets else 0,
+        n_kvecs=coarse(sizes.n_kvecs.max()),
+        n_pairs=coarse(sizes.n_pairs.sum()),
+        pair_rows=coarse(_pair_rows(sizes, max_nodes)),
+        n_quad=coarse(sizes.n_quad.max()),
+    )
 
 
 def exact_budget(structures: Sequence[Structure]) -> Budget:
@@ -218,6 +263,12 @@ def _rounded(
         n_pairs=_round_up(n_pairs, 64),
         n_quad=_round_up(n_quad, 4),
     )
+
+
+def _needs(sizes: Sizes) -> list[int]:
+    """What a batch takes up: what its structures share, and the most that one needs."""
+    totals = [int(getattr(sizes, name).sum()) for name in _TOTALS]
+    return totals + [int(getattr(sizes, name).max()) for name in _LARGEST]
 
 
 def _pair_rows(sizes: Sizes, slots: int) -> int:

@@ -93,6 +93,23 @@ def graph_from_atoms(
     check_distances(atoms, neighbors)
     if symmetric and max_neighbors is not None:
         neighbors = symmetrised(neighbors)
+    return graph_of(atoms, cell, neighbors, dtype)
+
+
+def graph_of(
+    atoms: ase.Atoms, cell: np.ndarray, neighbors: Neighbors, dtype: np.dtype | type
+) -> jraph.GraphsTuple:
+    """The graph of a structure whose edges are known.
+
+    Args:
+        atoms: The structure.
+        cell: [3, 3], from `completed_cell`.
+        neighbors: Its edges.
+        dtype: Of positions and cell.
+
+    Returns:
+        As `graph_from_atoms`.
+    """
     return jraph.GraphsTuple(
         nodes={
             POSITIONS: atoms.positions.astype(dtype),

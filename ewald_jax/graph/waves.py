@@ -18,12 +18,15 @@ from ewald_jax.kspace.waves import WaveSet, wave_set
 from ewald_jax.typing import InputError
 
 
-def with_waves(structure: Structure, neighborhood: Neighborhood) -> Structure:
+def with_waves(
+    structure: Structure, neighborhood: Neighborhood, margin: float = 0.0
+) -> Structure:
     """Adds the wave vectors that a neighborhood asks for.
 
     Args:
         structure: Unpadded.
         neighborhood: Of a model.
+        margin: As in `wave_set`, Å.
 
     Returns:
         The structure; with `waves` None if the model needs none.
@@ -39,6 +42,7 @@ def with_waves(structure: Structure, neighborhood: Neighborhood) -> Structure:
         graph.globals[CELL][0],
         graph.globals[PBC][0],
         neighborhood.waves,
+        margin,
     )
     return structure._replace(waves=found)
 

@@ -84,6 +84,7 @@ def wave_set(
     cell: Float[np.ndarray, "3 3"],
     pbc: Bool[np.ndarray, " 3"],
     rule: WaveRule,
+    margin: float = 0.0,
 ) -> WaveSet:
     """Chooses the wave vectors of a structure.
 
@@ -92,6 +93,8 @@ def wave_set(
         cell: Rows are lattice vectors, Å; invertible.
         pbc: Periodic along each.
         rule: Cutoff and limits.
+        margin: Å, by which the structure may grow along open directions and the set still be
+            fine enough.
 
     Returns:
         The set; empty for a molecule in pair form.
@@ -106,14 +109,14 @@ def wave_set(
     if len(periodic) == 3:
         found = _crystal(periodic, rule)
     elif len(periodic) == 2:
-        found = _slab(periodic, points, rule)
+        found = _slab(periodic, points, rule, margin)
     elif len(periodic) == 1:
-        found = _wire(periodic, points, rule)
+        found = _wire(periodic, points, rule, margin)
     elif len(points) <= rule.max_pair_nodes:
         nothing = np.zeros((0, 3), np.int32), np.zeros((0, 3)), np.zeros(0), np.zeros(0)
-        return WaveSet(*nothing, _num_radial(rule, diameter(points, rule)))
+        return WaveSet(*nothing, _num_radial(rule, diameter(points, rule) + margin))
     else:
-        found = _molecule(points, rule)
+        found = _molecule(points, rule, margin)
     _check_number(len(found.nodes), rule)
     return found
 
@@ -139,9 +142,11 @@ def _crystal(periodic: np.ndarray, rule: WaveRule) -> WaveSet:
     return _joined([_part([(0, 0, 0)], 0.0, 0.0, 1.0), _part(indices, 0.0, 0.0, 2.0)])
 
 
-def _slab(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
+def _slab(
+    periodic: np.ndarray, points: np.ndarray, rule: WaveRule, margin: float
+) -> WaveSet:
     normal = np.cross(*periodic)
-    reach = float(np.ptp(points @ (normal / np.linalg.norm(normal))))
+    reach = float(np.ptp(points @ (normal / np.linalg.norm(normal)))) + margin
     indices, lengths = _half_lattice(periodic, rule)
     up, down = (0.0, 0.0, 1.0), (0.0, 0.0, -1.0)
     x, w = gauss_legendre(_num_radial(rule, reach))
@@ -156,9 +161,11 @@ def _slab(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
     return _joined(parts, 2 * np.pi)
 
 
-def _wire(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
+def _wire(
+    periodic: np.ndarray, points: np.ndarray, rule: WaveRule, margin: float
+) -> WaveSet:
     axis = periodic[0] / np.linalg.norm(periodic[0])
-    reach = diameter(points - np.outer(points @ axis, axis), rule)
+    reach = diameter(points - np.outer(points @ axis, axis), rule) + margin
     indices, lengths = _half_lattice(periodic, rule)
     cutoff, parts = rule.k_cutoff, []
     x, w = gauss_legendre(_num_radial(rule, reach))
@@ -178,8 +185,8 @@ def _wire(periodic: np.ndarray, points: np.ndarray, rule: WaveRule) -> WaveSet:
     return _joined(parts, (2 * np.pi) ** 2)
 
 
-def _molecule(points: np.ndarray, rule: WaveRule) -> WaveSet:
-    reach = diameter(points, rule)
+def _molecule(points: np.ndarray, rule: WaveRule, margin: float) -> WaveSet:
+    reach = diameter(points, rule) + margin
     x, w = gauss_legendre(_num_radial(rule, reach))
     degrees = [num_angular(rule.k_cutoff * (node + 1) / 2 * reach) for node in x]
     _check_number(sum((degree + 1) ** 2 // 4 for degree in degrees), rule)

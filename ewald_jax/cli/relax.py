@@ -1,0 +1,132 @@
+"""`ewald-jax relax`: the nearest minimum of the energy, thin over ASE's optimisers."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import ase
+import numpy as np
+import typer
+from ase import units
+
+from ewald_jax.cli.common import (
+    INTERRUPTED,
+    AsJson,
+    Progress,
+    Which,
+    command,
+    print_json,
+    print_table,
+)
+from ewald_jax.cli.simulation import (
+    Frame,
+    Interval,
+    Output,
+    Overwrite,
+    Resume,
+    Skin,
+    Strict,
+    drive,
+    load_calculator,
+    note_calculator,
+    starting_point,
+    trajectory,
+)
+from ewald_jax.typing import InputError
+
+Optimizer = Literal["fire", "bfgs", "lbfgs"]
+
+
+@command
+def relax(
+    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    structures: Annotated[Path, typer.Argument(help="A file with the structure.")],
+    output: Output,
+    optimizer: Annotated[Optimizer, typer.Option(help="Of ASE.")] = "lbfgs",
+    fmax: Annotated[float, typer.Option(help="Largest force to end at, eV/Å.")] = 0.02,
+    steps: Annotated[int, typer.Option(min=0, help="At most, of all runs.")] = 1000,
+    cell: Annotated[
+        bool, typer.Option("--cell", help="Relax the cell too, along periodic axes.")
+    ] = False,
+    pressure: Annotated[float, typer.Option(help="With --cell, GPa.")] = 0.0,
+    frame: Frame = 0,
+    interval: Interval = 1,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    which: Which = "best",
+    skin: Skin = 0.5,
+    strict: Strict = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Relax a structure, and write its way into an ASE trajectory.
+
+    Constraints of the file are kept. Ctrl-C stops after the step in progress, with the
+    trajectory complete; --resume goes on from its last frame with a fresh optimiser. With
+    --cell, the cell follows the stress; open directions keep theirs.
+    """
+    if not fmax > 0:
+        raise InputError(f"--fmax must be a force above 0 eV/Å, not {fmax}")
+    atoms, first = starting_point(structures, frame, output, resume, overwrite)
+    atoms.calc = load_calculator(checkpoint, which, skin, strict)
+    target = cell_filter(atoms, pressure) if cell else atoms
+    with trajectory(output, atoms, resume, interval) as record:
+        run = _optimizer(optimizer)(target, logfile=None)
+        last, interrupted = drive(
+            run.irun(fmax=fmax, steps=max(steps - first, 0)),
+            first,
+            steps,
+            record,
+            lambda step: None,
+            progress,
+            output,
+        )
+    forces = target.get_forces()
+    largest = float(np.sqrt(np.max(np.sum(forces**2, axis=1))))
+    found = {
+        "output": str(output),
+        "converged": largest < fmax,
+        "steps": last,
+        "energy": float(atoms.get_potential_energy()),
+        "largest_force": largest,
+        "volume": float(atoms.get_volume()) if atoms.cell.rank == 3 else None,
+        "compilations": atoms.calc.compilations,
+        "neighbor_searches": atoms.calc.neighbor_searches,
+    }
+    if as_json:
+        print_json(found)
+    else:
+        shown = ("converged", "steps", "energy", "largest_force", "volume")
+        rows = [(name.replace("_", " "), str(found[name])) for name in shown]
+        print_table("", ("relaxation", "eV, eV/Å, Å^3"), rows)
+        note_calculator(atoms.calc, output)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def cell_filter(atoms: ase.Atoms, pressure: float):
+    """Atoms and cell as one thing to relax.
+
+    Args:
+        atoms: With a calculator.
+        pressure: GPa, for crystals only.
+
+    Raises:
+        InputError: If there is no stress to follow, or a pressure on vacuum.
+    """
+    from ase.filters import FrechetCellFilter
+
+    if not atoms.pbc.any():
+        raise InputError("--cell needs a periodic structure, this one is open all round")
+    if atoms.cell.rank < 3:
+        raise InputError(
+            "--cell needs three lattice vectors, also along open directions (vacuum)"
+        )
+    if pressure and not atoms.pbc.all():
+        raise InputError("--pressure needs a crystal: vacuum cannot be under pressure")
+    return FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa)
+
+
+def _optimizer(name: Optimizer):
+    from ase import optimize
+
+    return {"fire": optimize.FIRE, "bfgs": optimize.BFGS, "lbfgs": optimize.LBFGS}[name]
