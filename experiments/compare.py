@@ -54,13 +54,17 @@ class Cell:
         return f"{self.data}-{self.model}-{self.variant}-seed{self.seed}"
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
-        """The composed config; a variant may have settings of its own for a model."""
-        variant = CONFIGS / "variant" / f"{self.model}_{self.variant}.yaml"
-        if not variant.exists():
-            variant = CONFIGS / "variant" / f"{self.variant}.yaml"
+        """The composed config."""
+        variant = variant_path(self.model, self.variant)
         parts = [("data", self.data), ("model", self.model)]
         paths = [CONFIGS / kind / f"{name}.yaml" for kind, name in parts]
         return load_config([*paths, variant], [*overrides, f"train.seed={self.seed}"])
+
+
+def variant_path(model: str, variant: str) -> Path:
+    """The file of a variant, which may have settings of its own for a model."""
+    own = CONFIGS / "variant" / f"{model}_{variant}.yaml"
+    return own if own.exists() else CONFIGS / "variant" / f"{variant}.yaml"
 
 
 def run_cell(

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from compare import variant_path
+
 HERE = Path(__file__).resolve().parent
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
 
@@ -20,7 +22,7 @@ def measure(name: str, model: str, variants: tuple[str, ...], overrides: tuple) 
     if not all(part in name for part in sys.argv[1:]):
         return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
-    paths = [config / "variant" / f"{stem}.yaml" for stem in ("baseline", *variants)]
+    paths = [variant_path(model, variant) for variant in ("baseline", *variants)]
     command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *overrides]
     for path in paths:
         command += ["--variant", path]
@@ -36,7 +38,7 @@ def main() -> None:
     for forces in ("none", "l2"):
         for model in MODELS:
             name = f"steps_oe62_{model}" + ("" if forces == "none" else "_forces")
-            variants = (f"{model}_oe62_voxel", f"{model}_radial")
+            variants = ("voxel", f"{model}_radial")
             measure(name, f"{model}_oe62", variants, (f"loss.forces={forces}",))
 
 
