@@ -1,6 +1,8 @@
 """What the data readers refuse, and whether the sentence says what to do about it."""
 
+import re
 import shutil
+import warnings
 
 import ase
 import ase.build
@@ -8,7 +10,16 @@ import ase.io
 import numpy as np
 import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
-from oc20_files import record, s2ef, write_lmdb, write_s2ef
+from commands import refuse
+from oc20_files import (
+    as_tensor,
+    attributes,
+    record,
+    s2ef,
+    write_aselmdb,
+    write_lmdb,
+    write_s2ef,
+)
 
 from ewald_jax.data import DataConfig, load_dataset
 from ewald_jax.data.base import source_files
@@ -114,3 +125,83 @@ def test_the_kind_of_a_broken_file_is_its_own_ending(tmp_path):
     reader = Reader(read_extxyz, (".xyz", ".extxyz", ".extxyz.xz"))
     with pytest.raises(InputError, match=r"of the kind \.extxyz$"):
         next(iterate(path, reader))
+
+
+# -- what is said of a structure -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "O 0.0 0.0",
+            r"has 3 fields at atom 1, expected 4 \(Properties=species:S:1:pos:R:3",
+        ),
+        ("O 0.0 x 0.0", "has 'x' as pos at atom 1, expected a number"),
+    ],
+)
+def test_a_malformed_atom_is_named(tmp_path, line, expected):
+    path = tmp_path / "a.xyz"
+    path.write_text(f"2\nProperties=species:S:1:pos:R:3 energy=1.0\nH 1 0 0\n{line}\n")
+    with pytest.raises(InputError, match=rf"a\.xyz: structure 0 {expected}"):
+        load(path)
+
+
+def test_arrays_of_the_wrong_shape_are_told(tmp_path):
+    steps = np.stack([ase.build.molecule("H2O").positions] * 20)
+    arrays = {"z": np.array([8, 1, 1]), "R": steps, "E": np.zeros(20), "F": steps}
+    keys = {"energy_key": "E", "forces_key": "F"}
+    path = tmp_path / "a.npz"
+    for name, label, wrong, expected in (
+        ("E", "energy", np.zeros(19), "(19,), expected 20 rows"),
+        (
+            "F",
+            "forces",
+            np.zeros((20, 4, 3)),
+            "(20, 4, 3), expected 20 rows of 1, 6, 9, 3 or",
+        ),
+    ):
+        expected = re.escape(f"no {label}: its array {name!r} has the shape {expected}")
+        np.savez(path, **arrays | {name: wrong})
+        with pytest.raises(InputError, match=expected):
+            load(path, **keys)
+    np.savez(path, **arrays | {"E": np.zeros(19)})
+    with pytest.raises(
+        InputError, match=r"under the key 'energy'.*'E' has the shape \(19,\)"
+    ):
+        load(path)
+    assert load(path, labels=("forces",), **keys).labels == ("forces",)
+
+
+def test_an_energy_of_several_numbers(tmp_path):
+    row = {"numbers": [1], "positions": [[0, 0, 0]], "energy": [1.0, 2.0]}
+    path = write_aselmdb(tmp_path / "a.aselmdb", [row])
+    with pytest.raises(InputError, match=r"no valid 'energy' \(.*\), expected one number$"):
+        load(path)
+
+
+def test_numbers_that_are_none_warn_of_nothing(tmp_path):
+    broken = attributes(slabs(1)[0], y=0.0, force=np.zeros((3, 3), np.float32))
+    broken["pos"] = as_tensor(
+        np.frombuffer(bytes([0, 0, 160, 127]) * 9, np.float32).reshape(3, 3)
+    )  # signalling NaNs
+    path = write_lmdb(tmp_path / "a.lmdb", [record(broken, 2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="structure 0 has"):
+            load(path)
+
+
+# -- the command line ------------------------------------------------------------------------
+
+
+def test_a_picture_is_looked_at_before_the_data(tmp_path):
+    for name, expected in (
+        ("a.xyzzy", r"has the suffix \.xyzzy, expected that of a picture: .*\.png"),
+        ("a", "has no suffix, expected"),
+        (".", "is a directory, expected the file of a picture"),
+    ):
+        said = refuse(
+            "data", "inspect", tmp_path / "absent.xyz", "--picture", tmp_path / name
+        )
+        assert re.search(expected, said)

@@ -215,7 +215,7 @@ def test_inspect_without_labels_and_with_torn_files(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     result = succeed(*arguments, "--json")
     assert json.loads(result.stdout)["structures"] == 4
-    assert "1 broken structures were left out, the rest of a file counted" in result.stderr
+    assert "1 broken structure was left out, the rest of a file counted" in result.stderr
     path.write_text("broken\n")
     result = run(*arguments)
     assert result.exit_code == 2 and "no structure that is whole" in result.stderr

@@ -28,6 +28,9 @@ from ewald_jax.typing import InputError
 
 LABELS = (ENERGY, FORCES, STRESS)
 
+LEFT_OUT = "_left_out"
+"""Key in `info` of what a reader could not use: sentences by the key of each."""
+
 
 class LabelMissingError(InputError):
     """The first structure lacks a label."""
@@ -207,6 +210,9 @@ def _check_complete(
     for name in LABELS:
         key = options.key(name)
         has, needed = found[name] is not None, name in wanted
+        unread = None if has else atoms.info.get(LEFT_OUT, {}).get(key)
+        if unread and (needed or options.labels is None):
+            raise InputError(f"{where} has no {name}: {unread}")
         if has == needed or (has and options.labels is not None):
             continue
         if first or options.labels is not None:
@@ -216,6 +222,7 @@ def _check_complete(
                 if present
                 else f"and nothing else that could be one; expected structures with {name}"
             )
+            advice = "; ".join((advice, *atoms.info.get(LEFT_OUT, {}).values()))
             kind = LabelMissingError if first else InputError
             raise kind(f"{where} has no {name} under the key {key!r}, {advice}")
         raise InputError(
