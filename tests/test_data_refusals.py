@@ -192,6 +192,15 @@ def test_numbers_that_are_none_warn_of_nothing(tmp_path):
             load(path)
 
 
+def test_atoms_in_each_other_ask_for_the_unit_of_length(tmp_path):
+    frames = slabs(2)
+    for atoms in frames:
+        atoms.positions /= 10.0
+    ase.io.write(tmp_path / "a.extxyz", frames)
+    with pytest.raises(InputError, match=r"at least 0\.3 Å; is data\.length_unit right\?$"):
+        load(tmp_path / "a.extxyz")
+
+
 # -- the command line ------------------------------------------------------------------------
 
 

@@ -147,6 +147,27 @@ def test_broken_frames_of_a_trajectory(tmp_path):
     assert all("cannot be read (JSONDecodeError" in s for s in dataset.skipped)
 
 
+@pytest.mark.parametrize("lacking", [1, 7])
+def test_the_first_structure_is_unlike_the_others(tmp_path, lacking):
+    """Of 12, so many at the beginning have only an energy."""
+    structures = frames(12)
+    for atoms in structures[:lacking]:
+        del atoms.calc.results["forces"]
+    path = write(tmp_path / "a.extxyz", structures)
+    cache = str(tmp_path / "cache")
+    if lacking == 1:
+        expected = (
+            r"a\.extxyz: 11 of 12 structures have other labels .*expected data\.labels"
+        )
+        with pytest.raises(InputError, match=expected):
+            skipping(path, cache_dir=cache)
+        assert not list(tmp_path.glob("cache/*.graphs*"))
+    else:
+        assert len(skipping(path, cache_dir=cache)) == 7
+    assert len(skipping(path, labels=("energy",))) == 12
+    assert len(skipping(path, labels=("energy", "forces"))) == 12 - lacking
+
+
 def test_a_missing_companion(tmp_path):
     for number in range(3):
         write_s2ef(tmp_path, number, frames(2, first=10 * number))

@@ -28,6 +28,9 @@ from ewald_jax.typing import InputError
 
 LABELS = (ENERGY, FORCES, STRESS)
 
+USE_LABELS = "data.labels with the labels to use"
+"""How the sentence about a structure ends that has other labels than those before it."""
+
 LEFT_OUT = "_left_out"
 """Key in `info` of what a reader could not use: sentences by the key of each."""
 
@@ -228,7 +231,7 @@ def _check_complete(
         raise InputError(
             f"{where} has {'a' if has else 'no'} label {name} (key {key!r}), but the "
             f"structures before it have {'none' if has else 'one'}; expected it on all or "
-            "on none, or data.labels with the labels to use"
+            f"on none, or {USE_LABELS}"
         )
 
 
