@@ -272,6 +272,7 @@ def _with_results(
     atoms: ase.Atoms, results: dict[str, np.ndarray], length: float, options: LabelOptions
 ) -> ase.Atoms:
     out = atoms.copy()
+    out.info.pop(LEFT_OUT, None)
     for label in LABELS:
         out.info.pop(options.key(label), None)
         if options.key(label) not in ("numbers", "positions"):
