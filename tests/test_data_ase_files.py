@@ -283,8 +283,14 @@ BROKEN = {
         "structure 0 ends after 1 atoms, expected 2; .*truncated",
     ),
     "cut at comment": ("2\n", "structure 0 ends after 0 atoms, expected 2"),
-    "row": (frame("energy=1", ("H 0 0", "O 0 0 1")), "structure 0 cannot be read"),
-    "number": (frame("energy=1", ("H 0 0 zero",)), "structure 0 cannot be read"),
+    "row": (
+        frame("energy=1", ("H 0 0", "O 0 0 1")),
+        "structure 0 has 3 fields at atom 0, expected 4",
+    ),
+    "number": (
+        frame("energy=1", ("H 0 0 zero",)),
+        "structure 0 has 'zero' as pos at atom 0, expected a number",
+    ),
     "header": ("two\n", "structure 0 begins with 'two', expected a number of atoms"),
     "negative": ("-2\n", "structure 0 begins with '-2', expected a number"),
     "blank line": (

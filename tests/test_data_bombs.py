@@ -20,6 +20,7 @@ from oc20_files import as_tensor, record, s2ef, write_lmdb, write_s2ef
 from torch_files import Call, floats, legacy_file, pickled, tensor
 
 from ewald_jax.data import READERS, DataConfig, load_dataset, oc20_s2ef, text_files
+from ewald_jax.data.labels import LEFT_OUT
 from ewald_jax.data.reading import iterate
 from ewald_jax.typing import InputError
 
@@ -184,7 +185,7 @@ def test_only_what_is_used_is_read(tmp_path):
     frames = list(iterate(path, READERS["npz"]))
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
-    assert [set(atoms.info) for atoms in frames] == [{"E"}] * 2
+    assert [set(atoms.info) for atoms in frames] == [{"E", LEFT_OUT}] * 2
 
 
 # -- files of ASE ------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def test_inspect_draws_and_counts_what_it_left_out(folder):
     picture = folder / "x$_$^.png"
     result = run("data", "inspect", *arguments, "--picture", picture)
     assert result.exit_code == 0, result.output
-    assert "1 broken structures were left out" in result.stderr
+    assert "1 broken structure was left out" in result.stderr
     assert "unknown element 'Qq" in result.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     said = json.loads(run("data", "inspect", *arguments, "--json").stdout)

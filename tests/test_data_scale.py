@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 
 import ase
 import ase.io
@@ -30,6 +31,7 @@ from ewald_jax.data import (
 )
 from ewald_jax.data.info import InfoTable, to_columns
 from ewald_jax.data.packed import Column, OpenMaps, read_header, write_packed
+from ewald_jax.data.wave_sizes import wave_sizes
 from ewald_jax.graph import Neighborhood
 from ewald_jax.kspace.waves import WaveRule
 from ewald_jax.typing import InputError
@@ -152,7 +154,7 @@ def test_metadata_come_back_from_columns():
         | {"long": "x" * 10**5 * (n == 3), "huge": 2**70, "nul": "a\0", "-0": -0.0}
         for n in range(10)
     ]
-    arrays, keys = to_columns(lambda: infos)
+    arrays, keys = to_columns(infos)
     assert dict(keys) | {"i": "int", "f": "float", "b": "bool", "t": "text"} == dict(keys)
     assert {key for key, kind in keys if kind == "json"} == {"mixed", "long", "huge", "nul"}
     assert sum(array.nbytes for array in arrays.values()) < 2 * 10**5
@@ -188,8 +190,18 @@ def test_skipped_structures_are_named_by_where_the_file_is_now(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_metadata_are_gone_through_once():
+    """A key that comes late, goes early or changes its type takes no further pass."""
+    infos = [{f"k{n}": n, "now": n if n < 5 else str(n)} for n in range(8)]
+    infos += [{"text": ""}, {}]
+    given = iter(infos)
+    arrays, keys = to_columns(given)
+    assert list(InfoTable(lambda: arrays, keys, 10)) == infos and next(given, None) is None
+    assert dict(keys)["now"] == "json" and dict(keys)["text"] == "text"
+
+
 def test_structures_without_metadata():
-    arrays, keys = to_columns(lambda: [{}, {}, {}])
+    arrays, keys = to_columns([{}, {}, {}])
     assert list(InfoTable(lambda: arrays, keys, 3)) == [{}, {}, {}] and not arrays
 
 
@@ -297,6 +309,23 @@ def test_wave_vectors_are_counted_once(tmp_path, monkeypatch):
     for entry in entries:
         entry.write_bytes(b"torn")
     assert load_dataset(config, wide).sizes.n_quad.tolist() == expected.n_quad.tolist()
+
+
+def test_wave_vectors_are_not_kept_in_memory():
+    alive, most, told = weakref.WeakSet(), [], []
+
+    class Waves:
+        def __init__(self, count):
+            self.nodes, self.num_quad = np.zeros(count), count % 2
+            alive.add(self)
+            most.append(len(alive))
+
+    found = wave_sizes(
+        map(Waves, range(9)), np.arange(9), None, "", lambda done, total: told.append(done)
+    )
+    pairs = [n * (n - 1) // 2 if n % 2 else 0 for n in range(9)]
+    assert found.tolist() == [list(range(9)), pairs, [n % 2 for n in range(9)]]
+    assert max(most) <= 2 and told == list(range(1, 10)) and found.dtype == np.int64
 
 
 def test_versions_of_libraries_are_in_the_key(tmp_path, monkeypatch):

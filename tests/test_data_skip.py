@@ -147,6 +147,27 @@ def test_broken_frames_of_a_trajectory(tmp_path):
     assert all("cannot be read (JSONDecodeError" in s for s in dataset.skipped)
 
 
+@pytest.mark.parametrize("lacking", [1, 7])
+def test_the_first_structure_is_unlike_the_others(tmp_path, lacking):
+    """Of 12, so many at the beginning have only an energy."""
+    structures = frames(12)
+    for atoms in structures[:lacking]:
+        del atoms.calc.results["forces"]
+    path = write(tmp_path / "a.extxyz", structures)
+    cache = str(tmp_path / "cache")
+    if lacking == 1:
+        expected = (
+            r"a\.extxyz: 11 of 12 structures have other labels .*expected data\.labels"
+        )
+        with pytest.raises(InputError, match=expected):
+            skipping(path, cache_dir=cache)
+        assert not list(tmp_path.glob("cache/*.graphs*"))
+    else:
+        assert len(skipping(path, cache_dir=cache)) == 7
+    assert len(skipping(path, labels=("energy",))) == 12
+    assert len(skipping(path, labels=("energy", "forces"))) == 12 - lacking
+
+
 def test_a_missing_companion(tmp_path):
     for number in range(3):
         write_s2ef(tmp_path, number, frames(2, first=10 * number))
@@ -215,7 +236,7 @@ def test_inspect_without_labels_and_with_torn_files(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     result = succeed(*arguments, "--json")
     assert json.loads(result.stdout)["structures"] == 4
-    assert "1 broken structures were left out, the rest of a file counted" in result.stderr
+    assert "1 broken structure was left out, the rest of a file counted" in result.stderr
     path.write_text("broken\n")
     result = run(*arguments)
     assert result.exit_code == 2 and "no structure that is whole" in result.stderr

@@ -70,3 +70,43 @@ def test_real_files_raise_no_doubts(real_data, name):
     config = DataConfig(path=str(path), cache_dir="none", **REAL[name])
     dataset = load_dataset(config, 3.0)
     assert unit_warnings(dataset, config.energy_unit) == []
+
+
+@pytest.mark.parametrize("unit", ["kcal/mol", "kJ/mol"])
+def test_energies_of_hydrogen_tell_kilocalories(unit):
+    """Energies of formation and total ones, with forces too small to tell."""
+    for per_bond in (3.0, 16.0):
+        frames = of_hydrogen(-per_bond / unit_factor(unit, "energy"))
+        (sentence,) = unit_warnings(dataset_from_atoms(frames, 3.0))
+        assert "H atoms lower the energy by" in sentence and unit in sentence
+        right = dataset_from_atoms(frames, 3.0, LabelOptions(energy_unit=unit))
+        assert unit_warnings(right, unit) == []
+
+
+@pytest.mark.parametrize(("numbers", "noise"), [((2,), 0.0), ((3, 4), 40.0)])
+def test_hydrogen_is_no_false_alarm(numbers, noise):
+    """Neither energies in eV nor a fit that does not give the energy of H."""
+    assert unit_warnings(dataset_from_atoms(of_hydrogen(-16.2), 3.0)) == []
+    same = of_hydrogen(-25.0, numbers, noise)
+    assert unit_warnings(dataset_from_atoms(same, 3.0)) == []
+
+
+def of_hydrogen(energy, numbers=(0, 1, 2, 3, 4), noise=0.0):
+    """Si with H atoms around it, each of which costs so much."""
+    rng = np.random.default_rng(0)
+    directions = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    frames = []
+    for i in range(40):
+        count = numbers[i % len(numbers)]
+        symbols = ["Si"] + ["H"] * count
+        if count == 0:
+            symbols, places = ["Si", "Si"], np.array([[0, 0, 0], [0, 0, 2.3]])
+        else:
+            places = 1.48 / np.sqrt(3) * directions[: count + 1]
+        atoms = ase.Atoms(symbols, places)
+        total = count * energy + 7.0 * energy * symbols.count("Si")
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=total + noise * rng.normal(), forces=np.zeros((len(atoms), 3))
+        )
+        frames.append(atoms)
+    return frames

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+
+from ewald_jax.typing import InputError
 
 REFERENCE_COLOR = "#222222"
 COLORS = ("#8a9bb0", "#d9622b", "#2b7a78", "#7b4fa3", "#b8860b", "#5b8c2a")
@@ -202,6 +205,23 @@ def plot_histograms(values: Mapping[str, np.ndarray], title: str = "") -> Figure
         axis.remove()
     figure.suptitle(title, parse_math=False)  # names of files may have dollars
     return figure
+
+
+def check_picture(path: str | os.PathLike) -> Path:
+    """Refuses a path that `save_figure` cannot write a picture to.
+
+    Raises:
+        InputError: If it is a folder, or its suffix is that of no picture.
+    """
+    path, known = Path(path), FigureCanvasBase.get_supported_filetypes()
+    if path.is_dir():
+        raise InputError(f"{path} is a directory, expected the file of a picture")
+    if path.suffix[1:].lower() not in known:
+        raise InputError(
+            f"{path} has {f'the suffix {path.suffix}' if path.suffix else 'no suffix'}, "
+            f"expected that of a picture: {', '.join(f'.{name}' for name in sorted(known))}"
+        )
+    return path
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 150) -> Path:

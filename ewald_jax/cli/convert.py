@@ -12,6 +12,7 @@ from ewald_jax.cli.common import (
     note,
     print_json,
     print_table,
+    progress_bar,
 )
 from ewald_jax.cli.sources import composed_config, note_skipped, note_units
 from ewald_jax.typing import InputError
@@ -54,7 +55,8 @@ def convert(
         workers=workers or available_cores(),
     )
     seconds = time.perf_counter() - started
-    _ = dataset.sizes  # kept for the training, where they take wave vectors
+    with progress_bar("wave vectors", progress and not as_json) as advance:
+        dataset.count_waves(advance)  # kept in the cache for the training
     splits = split_dataset(config.data, dataset)
     summary: dict[str, Any] = {
         "cache": str(folder),

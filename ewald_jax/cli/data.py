@@ -51,6 +51,10 @@ def inspect_data(
     from ewald_jax.data.reading import NothingWholeError
 
     config = data_config(source, overrides or ())
+    if picture is not None:
+        from ewald_jax.analysis.plots import check_picture, plot_histograms, save_figure
+
+        check_picture(picture)
     try:
         dataset = load_dataset(config, cutoff, progress, workers=available_cores())
     # Where broken structures are skipped, all are for the label that they lack.
@@ -65,8 +69,6 @@ def inspect_data(
     columns = columns_of(dataset, cutoff)
     summary = summarise(dataset, config, columns)
     if picture is not None:
-        from ewald_jax.analysis.plots import plot_histograms, save_figure
-
         shown = {
             f"{name} ({unit})" if unit else name: x for (name, unit), x in columns.items()
         }

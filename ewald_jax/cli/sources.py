@@ -168,7 +168,8 @@ def note_skipped(dataset: GraphDataset, shown: int = 5) -> None:
         more = f", {len(skipped) - shown} more than shown" if len(skipped) > shown else ""
         rests = any(sentence.endswith(REST) for sentence in skipped)
         counted = ", the rest of a file counted as one" if rests else ""
-        note(f"{len(skipped)} broken structures were left out{counted}{more}")
+        were = "structure was" if len(skipped) == 1 else "structures were"
+        note(f"{len(skipped)} broken {were} left out{counted}{more}")
 
 
 def note_units(dataset: GraphDataset, config: DataConfig) -> None:

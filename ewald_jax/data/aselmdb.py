@@ -140,9 +140,9 @@ def _array(row: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarr
             raise ValueError(f"{array.size} values for the shape {given}")
         return array.reshape(shape).astype(np.float64)
     except (ValueError, TypeError, OverflowError) as error:
-        words = f"the shape {shape}" if shape else "one number"
+        words = f"numbers of the shape {shape}" if shape else "one number"
         raise InputError(
-            f"has no valid {key!r} ({error!s:.60}), expected numbers of {words}"
+            f"has no valid {key!r} ({error!s:.60}), expected {words}"
         ) from error
 
 

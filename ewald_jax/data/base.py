@@ -15,13 +15,13 @@ from ewald_jax.data.cache import (
 )
 from ewald_jax.data.dataset import GraphDataset
 from ewald_jax.data.dispersion import parse_dispersion
-from ewald_jax.data.expand import expand_path
+from ewald_jax.data.expand import expand_path, kinds_of_files
 from ewald_jax.data.file_units import unit_factor
 from ewald_jax.data.labels import LABELS, LabelOptions
 from ewald_jax.data.packed import OpenMaps
 from ewald_jax.data.parallel import file_progress, for_each
 from ewald_jax.data.readers import READERS
-from ewald_jax.data.reading import NothingWholeError, kind_of
+from ewald_jax.data.reading import NothingWholeError
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.data.store import GraphStore
 from ewald_jax.graph.schema import Neighborhood
@@ -183,15 +183,10 @@ def load_dataset(
     if not labelled:
         options = options._replace(labels=())
     maps = OpenMaps()
+    kinds = kinds_of_files([path for _, path in files], config.kind, labelled)
     jobs = [
-        (
-            path,
-            config.kind or kind_of(path, READERS),
-            options,
-            neighborhood,
-            config.cache_dir,
-        )
-        for _, path in files
+        (path, kind, options, neighborhood, config.cache_dir)
+        for (_, path), kind in zip(files, kinds, strict=True)
     ]
     found: list[GraphStore | None] = [None] * len(jobs)
     if workers > 1 and len(jobs) > 1 and cache_directory(config.cache_dir):
@@ -242,13 +237,21 @@ def source_files(config: DataConfig) -> list[tuple[str, Path]]:
     """The files of a config in the order of the data set, each with its role or "".
 
     Raises:
-        InputError: If there is nothing to read.
+        InputError: If there is nothing to read, or two roles have the same file.
     """
-    return [
+    files = [
         (role, path)
         for role, value in _sources(config).items()
         for path in expand_path(value, config.kind)
     ]
+    seen: dict[Path, str] = {}
+    for role, path in files:
+        if (other := seen.setdefault(path.resolve(), role)) != role:
+            raise InputError(
+                f"{path} is in data.{other} and in data.{role}, expected different files: "
+                "what is trained on tells nothing about what is not"
+            )
+    return files
 
 
 def dataset_from_atoms(

@@ -168,6 +168,7 @@ def _add_all(writer: StoreWriter, graphs: Graphs, key: Key | None) -> None:
     with contextlib.closing(graphs.items()) as items:
         for structure, targets, info in items:
             writer.add(structure, targets, info)
+    graphs.check_labels(len(writer))
     if not len(writer) and graphs.skipped:
         raise NothingWholeError(graphs.source, list(graphs.skipped.values()))
     if not len(writer):

@@ -1,25 +1,21 @@
 """A data set as training sees it: structures by number, from one file or several."""
 
 import bisect
-import contextlib
 import copy
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ewald_jax.data.content import keep
 from ewald_jax.data.store import FORMULA, FORMULAS, GraphStore, Sample
+from ewald_jax.data.wave_sizes import wave_sizes
 from ewald_jax.graph.schema import ENERGY, FREE, MAX_ATOMIC_NUMBER, PBC, Neighborhood, Sizes
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
-
-_SIZES_VERSION = 1
-"""Raise it whenever the same rule gives other wave vectors."""
 
 _PART = 4096
 """Structures that are looked at together."""
@@ -101,28 +97,16 @@ class GraphDataset:
         Raises:
             InputError: If a structure needs more wave vectors than allowed, naming it.
         """
+        return self.count_waves()
+
+    def count_waves(self, advance: Callable[[int, int], None] = lambda *_: None) -> Sizes:
+        """`sizes`; `advance` is called with the structures done and all that take a while."""
         if self.neighborhood.waves is None:
             return self._sizes
-        n_kvecs, n_pairs, n_quad = self._wave_sizes()
+        waves = (self._with_waves(index).waves for index in range(len(self)))
+        key = f"{self.fingerprint} {self.neighborhood.waves}"
+        n_kvecs, n_pairs, n_quad = wave_sizes(waves, self.n_node, self.cache, key, advance)
         return self._sizes._replace(n_kvecs=n_kvecs, n_pairs=n_pairs, n_quad=n_quad)
-
-    def _wave_sizes(self) -> np.ndarray:
-        """[3, structures] wave vectors, pairs and nodes; kept, as each must be made for it."""
-        entry = None
-        if self.cache is not None:
-            name = f"{_SIZES_VERSION} {self.fingerprint} {self.neighborhood.waves}"
-            name = hashlib.sha256(name.encode()).hexdigest()
-            entry = self.cache / "sizes" / f"{name}.int64"
-            # A damaged entry is no entry.
-            with contextlib.suppress(OSError, ValueError):
-                return np.fromfile(entry, np.int64).reshape(3, len(self))
-        found = [self._with_waves(index).waves for index in range(len(self))]
-        n_quad = np.array([waves.num_quad for waves in found], np.int64)
-        n_pairs = np.where(n_quad > 0, self.n_node * (self.n_node - 1) // 2, 0)
-        sizes = np.stack([[len(waves.nodes) for waves in found], n_pairs, n_quad])
-        if entry is not None:
-            keep(entry, np.asarray(sizes, np.int64).tobytes())
-        return sizes
 
     def suited_to(self, needed: Neighborhood) -> "GraphDataset":
         """The same structures for a model, with triplets if it needs them.

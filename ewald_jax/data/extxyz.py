@@ -17,6 +17,8 @@ from ewald_jax.typing import InputError
 
 # Characters that an atom counts for at least, for what it takes in memory.
 _SHORTEST = 32
+_DEFAULT = "species:S:1:pos:R:3"
+_PARSED = {"R": float, "I": int}
 _SIX_NUMBERS = re.compile(r"(?<!\S)(stress|virial)(?=\s*=)")
 
 
@@ -107,7 +109,38 @@ def parse_frame(lines: list[str]) -> ase.Atoms:
                 f"number from 1 to {MAX_ATOMIC_NUMBER}"
             ) from error
         raise
+    except InputError:
+        raise
+    except Exception:  # ASE does not say which atom it failed at
+        _check_rows(lines)
+        raise
     return atoms
+
+
+def _check_rows(lines: list[str]) -> None:
+    """Refuses lines of atoms that do not have the columns of the comment, by their atom."""
+    properties = str(_parse_comment(lines[1].strip()).get("Properties", _DEFAULT))
+    fields = properties.split(":")
+    columns = [
+        (name, kind)
+        for name, kind, count in zip(fields[::3], fields[1::3], fields[2::3], strict=True)
+        for _ in range(int(count))
+    ]
+    for atom, line in enumerate(lines[2:]):
+        words = line.split()
+        if len(words) < len(columns):
+            raise InputError(
+                f"has {len(words)} fields at atom {atom}, expected {len(columns)} "
+                f"(Properties={properties:.80})"
+            )
+        for word, (name, kind) in zip(words, columns, strict=False):
+            try:
+                _PARSED.get(kind, str)(word.replace("D", "E"))
+            except ValueError:
+                raise InputError(
+                    f"has {word!r:.40} as {name} at atom {atom}, expected a "
+                    f"{'whole ' if kind == 'I' else ''}number"
+                ) from None
 
 
 def _parse_comment(comment: str) -> dict[str, Any]:

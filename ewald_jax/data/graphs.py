@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from ewald_jax.data.labels import (
     LABELS,
+    USE_LABELS,
     LabelOptions,
     standardise,
     structure_targets,
@@ -23,6 +24,7 @@ from ewald_jax.data.parallel import in_order
 from ewald_jax.data.store import TAGS, check_storable
 from ewald_jax.data.structure_info import metadata
 from ewald_jax.graph.build import structure_from_atoms
+from ewald_jax.graph.crowding import TooCloseError
 from ewald_jax.graph.schema import Neighborhood, Structure
 from ewald_jax.typing import InputError
 
@@ -70,6 +72,25 @@ class Graphs(NamedTuple):
                 yield item
                 bar.advance(task)
 
+    def check_labels(self, count: int) -> None:
+        """Refuses labels that a structure decided which is unlike most of the others.
+
+        Args:
+            count: Structures that were not skipped.
+
+        Raises:
+            InputError: If more than half were skipped for having other labels.
+        """
+        sentences = (self.skipped or {}).values()
+        others = [sentence for sentence in sentences if sentence.endswith(USE_LABELS)]
+        total = count + len(sentences)
+        if 2 * len(others) > total:
+            raise InputError(
+                f"{self.source}: {len(others)} of {total} structures have other labels than "
+                f"the first that is whole and would be skipped, expected {USE_LABELS}; the "
+                f"first of them: {others[0]}"
+            )
+
     def _made(
         self,
         frames: Iterable[ase.Atoms | None],
@@ -89,6 +110,8 @@ class Graphs(NamedTuple):
                 check_storable(structure)
             except InputError as error:
                 sentence = f"{self.source}: structure {index} {error}"
+                if isinstance(error, TooCloseError):
+                    sentence += "; is data.length_unit right?"
                 if self.skipped is None:
                     raise InputError(sentence) from error
                 self.skipped[index] = sentence

@@ -5,7 +5,7 @@ of similar length as places in a sorted table, whatever else as JSON. Texts are 
 sorts as Python does.
 """
 
-import itertools
+import array
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,52 +27,100 @@ Columns = dict[str, np.ndarray]
 Keys = list[list[str]]
 
 
-def to_columns(infos: Callable[[], Iterable[Mapping[str, Any]]]) -> tuple[Columns, Keys]:
+def to_columns(infos: Iterable[Mapping[str, Any]]) -> tuple[Columns, Keys]:
     """The columns of some dicts.
 
     Args:
-        infos: Gives the dicts, from the first one, whenever it is called; scalars in them.
+        infos: The dicts, with scalars in them; gone through once.
 
     Returns:
         Arrays by name, and key and kind of each column, which `InfoTable` needs.
     """
-    kinds: dict[str, str] = {}
-    longest, total, present = {}, {}, {}
+    columns: dict[str, _Column] = {}
     count = 0
-    for info in infos():
-        count += 1
+    for row, info in enumerate(infos):
+        count = row + 1
         for key, value in info.items():
             kind = _kind(value)
-            kinds[key] = kind if kinds.setdefault(key, kind) == kind else "json"
-            present[key] = present.get(key, 0) + 1
-            size = len(_text(value)) if kind == "text" else 0
-            longest[key] = max(longest.get(key, 1), size)
-            total[key] = total.get(key, 0) + size
-    for key, kind in kinds.items():
-        if kind == "text" and count * longest[key] > _WASTE * total[key] + 2**16:
-            kinds[key] = "json"
+            column = columns.setdefault(key, _Column(kind))
+            if column.kind not in (kind, "json"):
+                columns[key] = column = column.as_json()
+            column.add(row, value)
     arrays: Columns = {}
-    for number, (key, kind) in enumerate(kinds.items()):
-        name = f"info{number}"
-        if present[key] < count:
-            has = (key in info for info in infos())
-            arrays[f"{name}_has"] = np.fromiter(has, np.bool_, count)
-        found = (info.get(key) for info in infos())
-        if kind == "json":
-            texts = [b"" if v is None else json.dumps(v).encode() for v in found]
-            ends = np.fromiter(itertools.accumulate(map(len, texts)), "<i8", count)
-            arrays[f"{name}_ends"] = ends
-            arrays[name] = np.frombuffer(b"".join(texts), np.uint8)
-        elif kind == "text":
-            texts = (_text(v) if v else b"" for v in found)
-            texts = np.fromiter(texts, f"S{longest[key]}", count)
-            arrays[f"{name}_table"], places = np.unique(texts, return_inverse=True)
-            arrays[name] = places.astype(_DTYPES["text"])
+    for number, (key, column) in enumerate(columns.items()):
+        column.fill(count)
+        if column.wastes():
+            columns[key] = column = column.as_json()
+        arrays.update(column.arrays(f"info{number}"))
+    return arrays, [[key, column.kind] for key, column in columns.items()]
+
+
+class _Column:
+    """One column that grows, texts and JSON as their bytes and where each ends."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._has, self._bytes = bytearray(), bytearray()
+        self._values = array.array({"bool": "b", "float": "d"}.get(kind, "q"))
+
+    def add(self, row: int, value: Any) -> None:
+        """Sets the value of a row, after all rows so far."""
+        self.fill(row)
+        self._has.append(True)
+        if self.kind in ("text", "json"):
+            text = self.kind == "text"
+            self._bytes += _text(value) if text else json.dumps(value).encode()
+            value = len(self._bytes)
+        self._values.append(value)
+
+    def fill(self, count: int) -> None:
+        """Makes it so many rows, those at the end without a value."""
+        missing = count - len(self._has)
+        self._has.extend(bytes(missing))
+        self._values.extend([len(self._bytes)] * missing)  # no bytes: a zero
+
+    def wastes(self) -> bool:
+        """Whether texts of one length would take far more than their bytes."""
+        padded = len(self._values) * self._longest()
+        return self.kind == "text" and padded > _WASTE * len(self._bytes) + 2**16
+
+    def as_json(self) -> "_Column":
+        """The same values, each by itself."""
+        out = _Column("json")
+        for row, has in enumerate(self._has):
+            if has:
+                out.add(row, self._value(row))
+        out.fill(len(self._has))
+        return out
+
+    def arrays(self, name: str) -> Columns:
+        """As `InfoTable` needs them."""
+        out: Columns = {}
+        if not all(self._has):
+            out[f"{name}_has"] = np.array(self._has, np.bool_)
+        if self.kind == "json":
+            out[f"{name}_ends"] = np.array(self._values, "<i8")
+            out[name] = np.frombuffer(bytes(self._bytes), np.uint8)
+        elif self.kind == "text":
+            texts = map(self._piece, range(len(self._values)))
+            texts = np.fromiter(texts, f"S{self._longest()}", len(self._values))
+            out[f"{name}_table"], places = np.unique(texts, return_inverse=True)
+            out[name] = places.astype(_DTYPES["text"])
         else:
-            arrays[name] = np.fromiter(
-                (0 if v is None else v for v in found), _DTYPES[kind], count
-            )
-    return arrays, [[key, kind] for key, kind in kinds.items()]
+            out[name] = np.array(self._values).astype(_DTYPES[self.kind])
+        return out
+
+    def _longest(self) -> int:
+        return int(np.diff(self._values, prepend=0).max(initial=1))
+
+    def _piece(self, row: int) -> bytes:
+        begin = self._values[row - 1] if row else 0
+        return bytes(self._bytes[begin : self._values[row]])
+
+    def _value(self, row: int) -> Any:
+        if self.kind == "text":
+            return self._piece(row).decode("utf-8", "surrogatepass")
+        return bool(self._values[row]) if self.kind == "bool" else self._values[row]
 
 
 class InfoTable(Sequence):

@@ -28,6 +28,12 @@ from ewald_jax.typing import InputError
 
 LABELS = (ENERGY, FORCES, STRESS)
 
+USE_LABELS = "data.labels with the labels to use"
+"""How the sentence about a structure ends that has other labels than those before it."""
+
+LEFT_OUT = "_left_out"
+"""Key in `info` of what a reader could not use: sentences by the key of each."""
+
 
 class LabelMissingError(InputError):
     """The first structure lacks a label."""
@@ -207,6 +213,9 @@ def _check_complete(
     for name in LABELS:
         key = options.key(name)
         has, needed = found[name] is not None, name in wanted
+        unread = None if has else atoms.info.get(LEFT_OUT, {}).get(key)
+        if unread and (needed or options.labels is None):
+            raise InputError(f"{where} has no {name}: {unread}")
         if has == needed or (has and options.labels is not None):
             continue
         if first or options.labels is not None:
@@ -216,12 +225,13 @@ def _check_complete(
                 if present
                 else f"and nothing else that could be one; expected structures with {name}"
             )
+            advice = "; ".join((advice, *atoms.info.get(LEFT_OUT, {}).values()))
             kind = LabelMissingError if first else InputError
             raise kind(f"{where} has no {name} under the key {key!r}, {advice}")
         raise InputError(
             f"{where} has {'a' if has else 'no'} label {name} (key {key!r}), but the "
             f"structures before it have {'none' if has else 'one'}; expected it on all or "
-            "on none, or data.labels with the labels to use"
+            f"on none, or {USE_LABELS}"
         )
 
 
@@ -262,6 +272,7 @@ def _with_results(
     atoms: ase.Atoms, results: dict[str, np.ndarray], length: float, options: LabelOptions
 ) -> ase.Atoms:
     out = atoms.copy()
+    out.info.pop(LEFT_OUT, None)
     for label in LABELS:
         out.info.pop(options.key(label), None)
         if options.key(label) not in ("numbers", "positions"):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import ase
 import numpy as np
 
+from ewald_jax.data.labels import LEFT_OUT
 from ewald_jax.data.reading import BrokenFileError, Reader, attempt
 from ewald_jax.graph.schema import MAX_ATOMIC_NUMBER
 from ewald_jax.typing import InputError
@@ -67,6 +68,7 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
             name for name, m in members.items() if _is_used(name, m.shape, count, width)
         ]
         arrays = _arrays(archive, members, {positions, numbers, *chosen}, path)
+        left_out = _left_out(members, {positions, numbers, *chosen}, count, width)
     positions = arrays.pop(positions)
     numbers = np.broadcast_to(arrays.pop(numbers), (count, width))
     cells = next((arrays.pop(name) for name in _CELLS if name in arrays), None)
@@ -80,6 +82,7 @@ def read_npz(path: Path) -> Iterator[ase.Atoms | Exception]:
             None if cells is None else cells[index] if cells.ndim == 3 else cells,
             None if pbc is None else pbc[index] if pbc.ndim == 2 else pbc,
             row,
+            left_out,
         )
 
 
@@ -136,6 +139,19 @@ def _is_used(name: str, shape: tuple[int, ...], count: int, width: int) -> bool:
     return shape[:1] == (count,) and fits
 
 
+def _left_out(
+    members: dict[str, _Member], used: set[str], count: int, width: int
+) -> dict[str, str]:
+    """What is said of each array, by its name, that no structure has a part of."""
+    rows = f"{count} rows of 1, 6, 9, {width} or ({width}, 3) numbers"
+    return {
+        name: f"its array {name!r:.40} has the shape {member.shape}, expected "
+        + (f"{count} rows" if member.shape[:1] != (count,) else rows)
+        for name, member in members.items()
+        if name not in used and member.kind in "iuf"
+    }
+
+
 def _arrays(
     archive: zipfile.ZipFile, members: dict[str, _Member], names: set[str], path: Path
 ) -> dict[str, np.ndarray]:
@@ -175,6 +191,7 @@ def _structure(
     cell: np.ndarray | None,
     pbc: np.ndarray | None,
     row: dict[str, np.ndarray],
+    left_out: dict[str, str],
 ) -> ase.Atoms:
     if not np.all((numbers >= 0) & (numbers <= MAX_ATOMIC_NUMBER) & (numbers % 1 == 0)):
         raise InputError(
@@ -196,6 +213,8 @@ def _structure(
             atoms.arrays[key] = values[present]
         elif values.size in (6, 9):  # a stress
             atoms.info[key] = values
+    if left_out:
+        atoms.info[LEFT_OUT] = left_out
     return atoms
 
 

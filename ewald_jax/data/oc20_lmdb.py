@@ -169,7 +169,8 @@ def _array(
             f"has {key!r} of the shape {array.shape} that repeats the same numbers (strides "
             f"{array.strides} bytes), expected one for each entry"
         )
-    return array.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # NaNs are refused where they matter
+        return array.astype(np.float64)
 
 
 def _repeats(array: np.ndarray) -> bool:

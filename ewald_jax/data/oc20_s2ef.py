@@ -26,6 +26,7 @@ _FRAMES = re.compile(r"(.+)\.(ext)?xyz(\.xz|\.gz)?$", re.IGNORECASE)
 _ENDINGS = (".txt.xz", ".txt", ".txt.gz")
 _LINE = "system,frame,reference energy"
 _OFFICIAL = re.compile(r"[^,\s]+,frame\d+,-?\d")
+_BEGINNING = 10  # lines by which a companion is known
 _COUNTED = 10**6  # lines too many of which the number is told
 
 
@@ -33,7 +34,7 @@ def companion(path: Path) -> Path:
     """The file of text lines that belongs to a file of frames.
 
     Raises:
-        InputError: If there is none.
+        BrokenFileError: If there is none.
     """
     match = _FRAMES.match(path.name)
     stem = match.group(1) if match else path.name
@@ -41,8 +42,8 @@ def companion(path: Path) -> Path:
         found = path.with_name(stem + ending)
         if found.is_file():
             return found
-    raise InputError(
-        f"{path} has no {stem}.txt or {stem}.txt.xz beside it, expected one with the line "
+    raise BrokenFileError(
+        f"has no {stem}.txt or {stem}.txt.xz beside it, expected one with the line "
         f"'{_LINE}' for each frame, as OC20 is downloaded"
     )
 
@@ -83,14 +84,35 @@ def read_s2ef(path: Path) -> Iterator[ase.Atoms | Exception]:
 
 
 def is_official(path: Path) -> bool:
-    """Whether a companion in OC20's own layout lies beside a file of frames."""
+    """Whether a companion in OC20's own layout lies beside a file of frames.
+
+    Of one whose first lines are all others, the frames tell: OC20's have tags and a mask.
+    """
     try:
-        with open_text(companion(path)) as stream:
-            return _OFFICIAL.match(stream.readline(1000)) is not None
+        beside = companion(path)
     except InputError:
         return False
+    try:
+        with open_text(beside) as stream:
+            lines = (stream.readline(1000) for _ in range(_BEGINNING))
+            if any(_OFFICIAL.match(line) for line in lines):
+                return True
     except Exception:  # damaged, of which the reader tells
         return True
+    try:
+        with open_text(path) as stream:
+            read_line(stream)
+            return {"tags", "move_mask"} <= set(re.split(r"[:=\s\"]", read_line(stream)))
+    except Exception:  # of which that of plain frames tells
+        return False
+
+
+def why_not_official(path: Path) -> str:
+    """What is wrong with a file of frames that `is_official` is false of, after its name."""
+    try:
+        return f"has a {companion(path).name} beside it that begins with no line '{_LINE}'"
+    except InputError as error:
+        return str(error)
 
 
 def _lines(path: Path) -> Iterator[str]:

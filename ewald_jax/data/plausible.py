@@ -19,9 +19,15 @@ from ewald_jax.graph.schema import CELL, ENERGY, FORCES, POSITIONS, SHIFTS, SPEC
 
 _SAMPLE = 200
 _BOND = (0.65, 1.6)
-_FORCE = (0.02, 15.0)
+_FORCE = (0.02, 10.0)
 _SPREAD = 20.0
 """Of energies per atom about the fit by composition, eV: more is no chemistry."""
+_HYDROGEN = (0.5, 17.5)
+_NO_HYDROGEN = 20.0
+"""What an H atom lowers the energy by, eV: 13.6 by itself, 2 to 5 more in bonds, less if
+energies count from something else. Elements with cores differ by the method."""
+_CERTAIN = 5.0
+"""Standard errors of a fitted energy that make it one."""
 _LIGHT = {1: 13.6, 2: 79.0, 3: 203.5, 4: 399.1, 5: 671.0}
 """Energies that it takes to remove all electrons, eV, where the formula for them is poor."""
 _BINDING = 7.0
@@ -111,6 +117,14 @@ def _energies(dataset: GraphDataset, chosen: np.ndarray, unit: str) -> list[str]
         return []
     fitted = np.linalg.lstsq(counts, energies)[0]
     left = energies - counts @ fitted
+    hydrogen = -_largest_of_hydrogen(seen, counts, fitted, left)
+    if hydrogen > _NO_HYDROGEN:
+        likely = _others(hydrogen, unit, _HYDROGEN)
+        return [
+            f"H atoms lower the energy by {hydrogen:.3g} eV each, which none does by more "
+            f"than {_NO_HYDROGEN:g} eV: data.energy_unit {unit!r} seems wrong"
+            f"{_perhaps([' or '.join(likely)] if likely else [])}"
+        ]
     spread = float(np.median(np.abs(left) / counts.sum(axis=1)))
     if spread <= _SPREAD:
         return []
@@ -119,6 +133,22 @@ def _energies(dataset: GraphDataset, chosen: np.ndarray, unit: str) -> list[str]
         f"energies of equal composition differ by {spread:.3g} eV per atom: data.energy_unit "
         f"{unit!r} seems wrong{_perhaps(likely)}"
     ]
+
+
+def _largest_of_hydrogen(
+    seen: np.ndarray, counts: np.ndarray, fitted: np.ndarray, left: np.ndarray
+) -> float:
+    """Upper bound of the fitted energy of H, eV; infinite where the data do not give it."""
+    if 1 not in seen:
+        return np.inf
+    column = int(np.flatnonzero(seen == 1)[0])
+    others = np.delete(counts, column, axis=1)
+    own = counts[:, column] - others @ np.linalg.lstsq(others, counts[:, column])[0]
+    size = float(np.linalg.norm(own))
+    if size < 1.0:  # the number of H atoms follows from those of the others
+        return np.inf
+    error = np.linalg.norm(left) / np.sqrt(len(left) - len(seen)) / size
+    return float(fitted[column] + _CERTAIN * error)
 
 
 def _with_all_electrons(species: list[np.ndarray], energies: np.ndarray, unit: str) -> str:

@@ -59,12 +59,13 @@ def kind_of(path: Path, readers: dict[str, Reader]) -> str:
     """The kind of a file, a key of `readers`: the first that its name is right for.
 
     Raises:
-        InputError: If no reader claims it.
+        InputError: If no reader claims it, or there is no such file.
     """
     name = path.name.lower()
     for kind, reader in readers.items():
         if name.endswith(reader.suffixes) and reader.claims(path):
             return kind
+    check_file(path)
     endings = (suffix for reader in readers.values() for suffix in reader.suffixes)
     known = ", ".join(dict.fromkeys(endings))
     raise InputError(f"{path}: unknown kind of file, expected a name that ends in {known}")
@@ -144,7 +145,7 @@ def _broken(path: Path, reader: Reader, index: int, error: Exception) -> InputEr
         return InputError(f"{where} {error}")
     return InputError(
         f"{where} cannot be read ({_reason(error)}), expected a complete file of the kind "
-        f"{_kind_name(reader)}"
+        f"{_kind_name(reader, path)}"
     )
 
 
@@ -158,5 +159,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text:.120}" if text else type(error).__name__
 
 
-def _kind_name(reader: Reader) -> str:
-    return reader.suffixes[0]
+def _kind_name(reader: Reader, path: Path) -> str:
+    """The ending of a file's name if it is one of the kind, else the first of the kind."""
+    matching = [s for s in reader.suffixes if path.name.lower().endswith(s)]
+    return max(matching, key=len, default=reader.suffixes[0])

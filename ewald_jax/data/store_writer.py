@@ -106,7 +106,7 @@ class StoreWriter:
         """The graphs, of a writer without a directory; arguments as of `GraphStore`."""
         arrays = {name: column.joined() for name, column in self._columns.items()}
         arrays[FORMULAS] = self._table()
-        columns, keys = to_columns(lambda: self._infos)
+        columns, keys = to_columns(self._infos)
         infos = InfoTable(lambda: columns, keys, self._count)
         return GraphStore(
             lambda: arrays, infos, source, fingerprint, skipped, self._all_free
@@ -127,7 +127,7 @@ class StoreWriter:
         table = self._table()
         columns[FORMULAS] = Column(table.dtype, table.shape, table)
         self._info_file.close()
-        arrays, keys = to_columns(self._read_infos)
+        arrays, keys = to_columns(self._read_infos())
         for name, array in arrays.items():
             columns[name] = Column(array.dtype, array.shape, array)
         left_out = [

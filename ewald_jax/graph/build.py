@@ -6,7 +6,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 
-from ewald_jax.graph.crowding import check_crowding
+from ewald_jax.graph.crowding import TooCloseError, check_crowding
 from ewald_jax.graph.neighbors import Neighbors, neighbor_list, symmetrised
 from ewald_jax.graph.schema import (
     CELL,
@@ -180,7 +180,7 @@ def check_distances(atoms: ase.Atoms, neighbors: Neighbors) -> None:
     """Refuses structures with atoms on top of each other.
 
     Raises:
-        InputError: If two atoms, or an atom and a periodic image, are closer than 0.3 Å.
+        TooCloseError: If two atoms, or an atom and a periodic image, are closer than 0.3 Å.
     """
     if len(neighbors.distances) == 0:
         return
@@ -188,7 +188,7 @@ def check_distances(atoms: ase.Atoms, neighbors: Neighbors) -> None:
     if neighbors.distances[closest] < MIN_DISTANCE:
         i, j = int(neighbors.receivers[closest]), int(neighbors.senders[closest])
         names = [f"{chemical_symbols[atoms.numbers[k]]}{k}" for k in (i, j)]
-        raise InputError(
+        raise TooCloseError(
             f"has atoms {names[0]} and {names[1]} at {neighbors.distances[closest]:.3f} Å, "
             f"expected at least {MIN_DISTANCE} Å"
         )

@@ -18,6 +18,10 @@ _DENSEST = 1.0
 _FAR = 2.0**40
 
 
+class TooCloseError(InputError):
+    """Atoms are closer than those of any real structure."""
+
+
 def check_crowding(
     positions: Float[np.ndarray, "nodes 3"],
     cell: Float[np.ndarray, "3 3"],
@@ -38,8 +42,8 @@ def check_crowding(
         closest: Distance that no two atoms of a real structure go below, Å.
 
     Raises:
-        InputError: If atoms are certainly closer than `closest`, or an atom has more
-            neighbors than matter has, or all of them too many.
+        TooCloseError: If atoms are certainly closer than `closest`.
+        InputError: If an atom has more neighbors than matter has, or all of them too many.
     """
     count = len(positions)
     inverse = np.linalg.inv(cell)
@@ -78,7 +82,7 @@ def _check_places(positions: Float[np.ndarray, "nodes 3"], closest: float) -> No
     if len(twice):
         i, j = first[inverse.reshape(-1)[twice[0]]], twice[0]
         distance = np.linalg.norm(positions[i] - positions[j])
-        raise InputError(
+        raise TooCloseError(
             f"has atoms {i} and {j} at {distance:.3f} Å and {len(twice)} atoms in all as close "
             f"to others, expected at least {closest} Å"
         )
