@@ -120,17 +120,21 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_an_interruption_within_one_file(folder):
+def slow(folder, data):
+    """A process that builds the graphs of a file or folder with two others."""
     (folder / "slow.py").write_text(SLOW)
-    ase.io.write(folder / "one.extxyz", molecules(3000), format="extxyz")
-    command = [sys.executable, folder / "slow.py", folder / "one.extxyz", folder / "cache"]
-    process = subprocess.Popen(
-        command,
+    return subprocess.Popen(
+        [sys.executable, folder / "slow.py", data, folder / "cache"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_an_interruption_within_one_file(folder):
+    ase.io.write(folder / "one.extxyz", molecules(3000), format="extxyz")
+    process = slow(folder, folder / "one.extxyz")
     deadline = time.monotonic() + 60
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not children.read_text().strip() and time.monotonic() < deadline:
@@ -154,16 +158,9 @@ def alive(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing_half_written(folder, number):
-    (folder / "slow.py").write_text(SLOW)
     for i in range(4):  # long enough to be in the middle of it
         ase.io.write(folder / f"files/{i}.extxyz", molecules(1500, i), format="extxyz")
-    command = [sys.executable, folder / "slow.py", folder / "files", folder / "cache"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = slow(folder, folder / "files")
     deadline = time.monotonic() + 60
     while not list((folder / "cache").glob("*.tmp-*")) and time.monotonic() < deadline:
         assert process.poll() is None

@@ -1,6 +1,5 @@
 """`ewald-jax md`: molecular dynamics, thin over ASE's integrators."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import ase
@@ -9,29 +8,8 @@ import typer
 from ase import units
 
 from ewald_jax.analysis.drift import Drift, energy_drift
-from ewald_jax.cli.common import (
-    INTERRUPTED,
-    AsJson,
-    Progress,
-    Which,
-    command,
-    print_json,
-    print_table,
-)
-from ewald_jax.cli.simulation import (
-    Frame,
-    Interval,
-    Output,
-    Overwrite,
-    Resume,
-    Skin,
-    Strict,
-    drive,
-    load_calculator,
-    note_calculator,
-    starting_point,
-    trajectory,
-)
+from ewald_jax.cli import simulation as run
+from ewald_jax.cli.common import AsJson, Progress, Which, command
 from ewald_jax.typing import InputError
 
 Ensemble = Literal["nve", "nvt", "npt"]
@@ -39,9 +17,9 @@ Ensemble = Literal["nve", "nvt", "npt"]
 
 @command
 def md(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
-    structures: Annotated[Path, typer.Argument(help="A file with the structure.")],
-    output: Output,
+    checkpoint: run.Checkpoint,
+    structures: run.Structures,
+    output: run.Output,
     ensemble: Annotated[
         Ensemble, typer.Option(help="Velocity Verlet, Langevin, or Martyna-Tobias-Klein.")
     ] = "nve",
@@ -53,13 +31,13 @@ def md(
     friction: Annotated[float, typer.Option(help="Of nvt, 1/ps.")] = 10.0,
     pressure: Annotated[float, typer.Option(help="Of npt, GPa.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of velocities and heat bath.")] = 0,
-    frame: Frame = 0,
-    interval: Interval = 10,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    frame: run.Frame = 0,
+    interval: run.Interval = 10,
+    resume: run.Resume = False,
+    overwrite: run.Overwrite = False,
     which: Which = "best",
-    skin: Skin = 0.5,
-    strict: Strict = False,
+    skin: run.Skin = 0.5,
+    strict: run.Strict = False,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -75,8 +53,8 @@ def md(
             raise InputError(f"--{name} must be above 0, not {value}")
     if not (temperature > 0 or (temperature == 0 and ensemble == "nve")):
         raise InputError(f"--temperature must be above 0 K for {ensemble}")
-    atoms, first = starting_point(structures, frame, output, resume, overwrite)
-    atoms.calc = load_calculator(checkpoint, which, skin, strict)
+    atoms, first = run.starting_point(structures, frame, output, resume, overwrite)
+    atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
     rng = np.random.default_rng((seed, first))
     if not atoms.get_momenta().any():
         draw_velocities(atoms, temperature, rng)
@@ -89,8 +67,8 @@ def md(
         time = step * timestep / 1000
         seen.append((time, conserved(), atoms.get_temperature()))
 
-    with trajectory(output, atoms, resume, interval) as record:
-        last, interrupted = drive(
+    with run.trajectory(output, atoms, resume, interval) as record:
+        last, interrupted = run.drive(
             dynamics.irun(max(steps - first, 0)),
             first,
             steps,
@@ -102,29 +80,16 @@ def md(
     times, energies, temperatures = np.array(seen).T
     drift = energy_drift(times, energies, len(atoms)) if ensemble != "nvt" else None
     found = {
-        "output": str(output),
         "finished": last >= steps,
         "steps": last,
         "picoseconds": last * timestep / 1000,
         "temperature": float(temperatures.mean()),
-        "energy": float(atoms.get_potential_energy()),
         **_drift_entries(drift),
-        "volume": float(atoms.get_volume()) if atoms.cell.rank == 3 else None,
-        "compilations": atoms.calc.compilations,
-        "neighbor_searches": atoms.calc.neighbor_searches,
+        **run.ending(atoms, output),
     }
-    if as_json:
-        print_json(found)
-    else:
-        shown = [key for key in found if key not in ("output", "volume")]
-        print_table(
-            f"{ensemble}, {len(atoms)} atoms",
-            ("dynamics", "ps, K, eV, eV/atom/ps"),
-            [(key.replace("_", " "), str(found[key])) for key in shown],
-        )
-        note_calculator(atoms.calc, output)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
+    title, header = f"{ensemble}, {len(atoms)} atoms", ("dynamics", "ps, K, eV, eV/atom/ps")
+    shown = [key for key in found if key not in ("output", "volume")]
+    run.report(found, as_json, interrupted, title, header, shown)
 
 
 def draw_velocities(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> None:
@@ -184,8 +149,7 @@ def integrator(
         raise InputError("npt needs a periodic structure with three lattice vectors")
     if atoms.constraints:
         raise InputError("npt cannot hold constraints, which this structure has")
-    if pressure and not atoms.pbc.all():
-        raise InputError("--pressure needs a crystal: vacuum cannot be under pressure")
+    run.check_pressure(atoms, pressure)
     try:
         from ase.md.nose_hoover_chain import IsotropicMTKNPT, MaskedMTKNPT
     except ImportError:

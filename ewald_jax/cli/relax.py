@@ -1,6 +1,5 @@
 """`ewald-jax relax`: the nearest minimum of the energy, thin over ASE's optimisers."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import ase
@@ -8,29 +7,8 @@ import numpy as np
 import typer
 from ase import units
 
-from ewald_jax.cli.common import (
-    INTERRUPTED,
-    AsJson,
-    Progress,
-    Which,
-    command,
-    print_json,
-    print_table,
-)
-from ewald_jax.cli.simulation import (
-    Frame,
-    Interval,
-    Output,
-    Overwrite,
-    Resume,
-    Skin,
-    Strict,
-    drive,
-    load_calculator,
-    note_calculator,
-    starting_point,
-    trajectory,
-)
+from ewald_jax.cli import simulation as run
+from ewald_jax.cli.common import AsJson, Progress, Which, command
 from ewald_jax.typing import InputError
 
 Optimizer = Literal["fire", "bfgs", "lbfgs"]
@@ -38,9 +16,9 @@ Optimizer = Literal["fire", "bfgs", "lbfgs"]
 
 @command
 def relax(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
-    structures: Annotated[Path, typer.Argument(help="A file with the structure.")],
-    output: Output,
+    checkpoint: run.Checkpoint,
+    structures: run.Structures,
+    output: run.Output,
     optimizer: Annotated[Optimizer, typer.Option(help="Of ASE.")] = "lbfgs",
     fmax: Annotated[float, typer.Option(help="Largest force to end at, eV/Å.")] = 0.02,
     steps: Annotated[int, typer.Option(min=0, help="At most, of all runs.")] = 1000,
@@ -48,13 +26,13 @@ def relax(
         bool, typer.Option("--cell", help="Relax the cell too, along periodic axes.")
     ] = False,
     pressure: Annotated[float, typer.Option(help="With --cell, GPa.")] = 0.0,
-    frame: Frame = 0,
-    interval: Interval = 1,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
+    frame: run.Frame = 0,
+    interval: run.Interval = 1,
+    resume: run.Resume = False,
+    overwrite: run.Overwrite = False,
     which: Which = "best",
-    skin: Skin = 0.5,
-    strict: Strict = False,
+    skin: run.Skin = 0.5,
+    strict: run.Strict = False,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -66,13 +44,13 @@ def relax(
     """
     if not fmax > 0:
         raise InputError(f"--fmax must be a force above 0 eV/Å, not {fmax}")
-    atoms, first = starting_point(structures, frame, output, resume, overwrite)
-    atoms.calc = load_calculator(checkpoint, which, skin, strict)
+    atoms, first = run.starting_point(structures, frame, output, resume, overwrite)
+    atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
     target = cell_filter(atoms, pressure) if cell else atoms
-    with trajectory(output, atoms, resume, interval) as record:
-        run = _optimizer(optimizer)(target, logfile=None)
-        last, interrupted = drive(
-            run.irun(fmax=fmax, steps=max(steps - first, 0)),
+    with run.trajectory(output, atoms, resume, interval) as record:
+        optimization = _optimizer(optimizer)(target, logfile=None)
+        last, interrupted = run.drive(
+            optimization.irun(fmax=fmax, steps=max(steps - first, 0)),
             first,
             steps,
             record,
@@ -83,24 +61,14 @@ def relax(
     forces = target.get_forces()
     largest = float(np.sqrt(np.max(np.sum(forces**2, axis=1))))
     found = {
-        "output": str(output),
         "converged": largest < fmax,
         "steps": last,
-        "energy": float(atoms.get_potential_energy()),
         "largest_force": largest,
-        "volume": float(atoms.get_volume()) if atoms.cell.rank == 3 else None,
-        "compilations": atoms.calc.compilations,
-        "neighbor_searches": atoms.calc.neighbor_searches,
+        **run.ending(atoms, output),
     }
-    if as_json:
-        print_json(found)
-    else:
-        shown = ("converged", "steps", "energy", "largest_force", "volume")
-        rows = [(name.replace("_", " "), str(found[name])) for name in shown]
-        print_table("", ("relaxation", "eV, eV/Å, Å^3"), rows)
-        note_calculator(atoms.calc, output)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
+    shown = ("converged", "steps", "energy", "largest_force", "volume")
+    header = ("relaxation", "eV, eV/Å, Å^3")
+    run.report(found, as_json, interrupted, "", header, shown)
 
 
 def cell_filter(atoms: ase.Atoms, pressure: float):
@@ -121,8 +89,7 @@ def cell_filter(atoms: ase.Atoms, pressure: float):
         raise InputError(
             "--cell needs three lattice vectors, also along open directions (vacuum)"
         )
-    if pressure and not atoms.pbc.all():
-        raise InputError("--pressure needs a crystal: vacuum cannot be under pressure")
+    run.check_pressure(atoms, pressure)
     return FrechetCellFilter(atoms, scalar_pressure=pressure * units.GPa)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,13 @@ import ase
 import numpy as np
 import typer
 
-from ewald_jax.cli.common import note, progress_bar
+from ewald_jax.cli.common import (
+    INTERRUPTED,
+    note,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from ewald_jax.cli.predict import read_frames
 from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.typing import InputError
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
 STEP = "step"
 """Key of a frame's `info`: how many steps led to it."""
 
+Checkpoint = Annotated[Path, typer.Argument(help="A directory written by `train`.")]
+Structures = Annotated[Path, typer.Argument(help="A file with the structure.")]
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="ASE trajectory to write, .traj.")
 ]
@@ -70,6 +78,16 @@ def starting_point(
             f"{output} is a run of other atoms than those of {structures}; nothing resumed"
         )
     return last, int(last.info.get(STEP, 0))
+
+
+def check_pressure(atoms: ase.Atoms, pressure: float) -> None:
+    """Refuses a pressure on vacuum.
+
+    Raises:
+        InputError: If there is one, and the structure is no crystal.
+    """
+    if pressure and not atoms.pbc.all():
+        raise InputError("--pressure needs a crystal: vacuum cannot be under pressure")
 
 
 def load_calculator(
@@ -157,9 +175,43 @@ def drive(
     return step, interrupt.requested
 
 
-def note_calculator(calculator: "EwaldCalculator", output: Path) -> None:
-    """Says on stderr where the frames are and what the calculator spared."""
-    note(
-        f"frames are in {output}; {calculator.compilations} compilations, "
-        f"{calculator.neighbor_searches} neighbor searches"
-    )
+def ending(atoms: ase.Atoms, output: Path) -> dict[str, Any]:
+    """What every run has at its end, plain values."""
+    return {
+        "output": str(output),
+        "energy": float(atoms.get_potential_energy()),
+        "volume": float(atoms.get_volume()) if atoms.cell.rank == 3 else None,
+        "compilations": atoms.calc.compilations,
+        "neighbor_searches": atoms.calc.neighbor_searches,
+    }
+
+
+def report(
+    found: Mapping[str, Any],
+    as_json: bool,
+    interrupted: bool,
+    title: str,
+    header: tuple[str, str],
+    shown: Iterable[str],
+) -> None:
+    """Prints what came out, and where the frames are and what the calculator spared.
+
+    Args:
+        found: The entries, those of `ending` among them.
+        as_json: Print them all as JSON, in place of a table of those that are `shown`.
+        interrupted: End with the exit code of an interruption.
+        title: Of the table.
+        header: Of the table.
+        shown: Keys of its rows.
+    """
+    if as_json:
+        print_json(found)
+    else:
+        rows = [(key.replace("_", " "), str(found[key])) for key in shown]
+        print_table(title, header, rows)
+        note(
+            f"frames are in {found['output']}; {found['compilations']} compilations, "
+            f"{found['neighbor_searches']} neighbor searches"
+        )
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
