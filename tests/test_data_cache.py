@@ -1,6 +1,5 @@
 """The cache: same graphs as without, keyed by everything that matters, never half-written."""
 
-import contextlib
 import errno
 import os
 import shutil
@@ -302,14 +301,17 @@ def test_a_full_disk(source, folder, monkeypatch, code):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_a_column_reports_a_full_disk_as_such():
+@pytest.mark.parametrize(("rows", "when"), [(10_000, "append"), (10, "close")])
+def test_a_column_reports_a_full_disk_as_such(rows, when):
+    """Many bytes when they are written, few when the file is closed."""
+    column = store_writer._Column("/dev/full", (3,), np.dtype(float))
     with pytest.raises(OSError) as caught:
-        column = store_writer._Column("/dev/full", (3,), np.dtype(float))
-        column.append(np.zeros((10_000, 3)))
+        column.append(np.zeros((rows, 3)))
+        assert when == "close"
         column.close()
     assert caught.value.errno == errno.ENOSPC
-    with contextlib.suppress(OSError):
-        column.file.close()
+    column.file.close()
+    assert column.file.closed
 
 
 def test_a_folder_that_cannot_be_written(source, tmp_path):
