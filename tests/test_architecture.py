@@ -22,6 +22,7 @@ FLOORS = (
     ("models",),
     ("potential",),
     ("data",),
+    ("pretrained",),
     ("train",),
     ("interop",),
     ("calculator",),

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
+    Checkpoint,
     Progress,
     Which,
     command,
@@ -49,7 +50,7 @@ REPLACED = ("energy", "free_energy", "energies", "forces", "stress", "stresses",
 
 @command
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    checkpoint: Checkpoint,
     structures: Annotated[
         Path,
         typer.Argument(help=f"Extended xyz, .traj, .db, or {', '.join(MORE_FORMATS)}."),
