@@ -63,12 +63,9 @@ class Recipe:
 RECIPES = {
     "dimers": Recipe("dimers", "schnet_small", ("train.batch_size=8", "train.epochs=60")),
     "dimers-painn": Recipe(
-        "dimers", "painn_small", ("train.batch_size=8", "train.epochs=36")
+        "dimers", "painn_small", ("train.batch_size=8", "train.epochs=16")
     ),
-    "slabs": Recipe("slabs", "schnet_small", ("train.batch_size=8", "train.epochs=24")),
-    "slabs-painn": Recipe(
-        "slabs", "painn_small", ("train.batch_size=8", "train.epochs=10")
-    ),
+    "slabs": Recipe("slabs", "schnet_small", ("train.batch_size=8", "train.epochs=12")),
 }
 
 

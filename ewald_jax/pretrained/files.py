@@ -16,7 +16,7 @@ from ewald_jax.data.statistics import Statistics
 from ewald_jax.models import build_model
 from ewald_jax.typing import InputError, PyTree
 
-PRETRAINED: tuple[str, ...] = ("dimers", "dimers-painn", "slabs", "slabs-painn")
+PRETRAINED: tuple[str, ...] = ("dimers", "dimers-painn", "slabs")
 """Names of the packaged models."""
 
 PREFIX = "pretrained:"
