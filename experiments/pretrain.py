@@ -45,6 +45,9 @@ LIMITS = {
 }
 
 
+NAMES = {"schnet": "SchNet", "painn": "PaiNN"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How one model is trained.
@@ -107,7 +110,7 @@ def card_text(name: str) -> str:
         [
             f"## {name}",
             "",
-            f"{config['model']['name']} with Ewald message passing (`radial`), "
+            f"{NAMES[config['model']['name']]} with Ewald message passing (`radial`), "
             f"{card['parameters']:,} parameters; elements {', '.join(card['elements'])}.",
             "",
             f"Data: {card['data']}; split by `{config['data']['split']}`.",
