@@ -108,10 +108,21 @@ def notebooks(root: Path = ROOT) -> str:
         title = paragraphs[0].lstrip("# ").strip() if paragraphs else path.stem
         about = next((p for p in paragraphs[1:] if p and not p.startswith("#")), "")
         link = f"[`{path.name}`](notebooks/{path.name})"
-        rows.append((link, title, relink(" ".join(about.split()), Path("notebooks"))))
+        # Whole sentences: some go on with what a web page does not show.
+        whole = re.match(r".*[.!?)]", " ".join(about.split()))
+        rows.append((link, title, relink(whole[0] if whole else "", Path("notebooks"))))
     if not rows:
         return "*This checkout has no notebooks.*"
     return _table(("file", "title", "what it shows"), rows)
+
+
+def model_cards(root: Path = ROOT) -> str:
+    """The cards of the packaged models."""
+    path = Path("ewald_jax/pretrained/README.md")
+    if not (root / path).exists():
+        return "*This checkout has no packaged models.*"
+    text = from_file(root, str(path))
+    return text[text.index("\n## ") :].strip()
 
 
 def extras(root: Path = ROOT) -> str:
@@ -353,6 +364,7 @@ GENERATED: dict[str, Callable[[Path], str]] = {
     "command-line": command_line,
     "configuration": configuration,
     "extras": extras,
+    "model-cards": model_cards,
     "notebooks": notebooks,
     "readers": readers,
 }
