@@ -2,6 +2,8 @@
 
 A hundred steps at constant temperature, compiled as one loop::
 
+    from jax_md import simulate, space
+
     model, params, _, statistics = ewald_jax.load_checkpoint("runs/nacl")
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2)
     box, start = jnp.asarray(atoms.cell.array.T), jnp.asarray(atoms.positions)
@@ -84,8 +86,8 @@ def jax_md_neighbor_list(
     Args:
         model: Without angles, ``atomic`` block, ``max_neighbors`` and ``direct_forces``.
         params: Its parameters.
-        atoms: The structure: a crystal, or a molecule (``space.free``). Positions and cell are
-            those that the simulation starts from, or near.
+        atoms: The structure: a crystal of any cell, or a molecule (``space.free``); jax-md has
+            no slabs. Positions and cell are those that the simulation starts from, or near.
         statistics: Scale, reference energies and elements of the training data; None leaves
             model units.
         fractional_coordinates: Positions are fractional; forces are Cartesian all the same.
