@@ -319,7 +319,8 @@ def test_unseen_elements_are_refused():
 
 
 def test_a_box_with_a_skin_is_refused():
-    neighbor_fn, _ = jax_md_neighbor_list(tiny("schnet"), {}, crystal(), dr_threshold=0.1)
+    model = tiny("schnet", cutoff=4.5)
+    neighbor_fn, _ = jax_md_neighbor_list(model, {}, crystal(), dr_threshold=0.1)
     position, box = jnp.asarray(crystal().positions), crystal().cell.array.T
     with pytest.raises(ewald_jax.InputError, match="needs dr_threshold: 0"):
         neighbor_fn.allocate(position, box=box)
