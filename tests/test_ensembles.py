@@ -222,7 +222,7 @@ def test_a_member_that_is_not_finite_is_named(tmp_path):
     keys = jax.random.split(jax.random.key(0), 2)
     good = stack_members([ewald_jax.init_params(toy_model(), x, batch) for x in keys])
     with pytest.raises(
-        NonFiniteError, match=r"^member 1 \(seed 4\) step 1: .*the predicted"
+        NonFiniteError, match=r"^member 1 \(seed 4\), step 1: .*the predicted"
     ):
         run(tmp_path / "run", init=broken(good, 1))
     with pytest.raises(NonFiniteError, match=r"^member 1: energy_mae is not fin") as caught:

@@ -66,7 +66,7 @@ def blamed(
     """
     live.keeper.flush()
     if index is not None:
-        what = f"member {index} (seed {run.train.member_seeds[index]}) {what}"
+        what = f"member {index} (seed {run.train.member_seeds[index]}), {what}"
         params = member(params, index)
     return blame(
         what,

@@ -46,8 +46,8 @@ class TrainConfig:
         devices: Accelerators that share the structures of a step; more than one take batches
             of a single shape.
         scales: Where the scale factors of GemNet and PaiNN come from (see `nn.scaling`):
-            ``fit`` finds them on the first batches when training starts, a file of
-            ``ewald-jax fit-scales`` gives them, ``none`` leaves 1.
+            ``fit`` finds them on the first batches when training starts, for each member
+            its own, a file of ``ewald-jax fit-scales`` gives them, ``none`` leaves 1.
         tensorboard: Write TensorBoard files.
     """
 
