@@ -27,6 +27,7 @@ __all__ = [
     "kspace",
     "kspace_geometry",
     "load_checkpoint",
+    "load_pretrained",
     "member",
     "model_outputs",
     "predict",
@@ -40,6 +41,10 @@ def __getattr__(name: str):
         from ewald_jax.train.checkpoint import load_checkpoint
 
         return load_checkpoint
+    if name == "load_pretrained":
+        from ewald_jax.pretrained import load_pretrained
+
+        return load_pretrained
     if name == "EwaldCalculator":
         from ewald_jax.calculator import EwaldCalculator
 

@@ -23,6 +23,7 @@ FLOORS = (
     ("potential",),
     ("ensemble",),
     ("data",),
+    ("pretrained",),
     ("train",),
     ("interop",),
     ("calculator",),

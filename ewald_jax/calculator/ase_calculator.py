@@ -31,6 +31,7 @@ from ewald_jax.graph import (
 )
 from ewald_jax.graph.verlet import VerletList
 from ewald_jax.models import check_structure, neighborhood
+from ewald_jax.pretrained import PREFIX
 from ewald_jax.typing import InputError, PyTree
 
 _NUM_LISTS = 16
@@ -128,7 +129,7 @@ class EwaldCalculator(Calculator):
         """The calculator of a directory that training has written.
 
         Args:
-            directory: The output directory of a training.
+            directory: The output directory of a training, or ``pretrained:NAME``.
             which: ``best`` by validation or ``last``.
             **options: Of `EwaldCalculator`.
 
@@ -141,6 +142,20 @@ class EwaldCalculator(Calculator):
         with raised_as(SetupError):
             model, params, config, statistics = load_checkpoint(directory, which)
         return cls(model, params, statistics, members=members_of(config), **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> "EwaldCalculator":
+        """The calculator of a model that comes with the package.
+
+        Args:
+            name: One of `ewald_jax.pretrained.PRETRAINED`; ``ewald_jax.pretrained.model_card``
+                says what each has seen.
+            **options: Of `EwaldCalculator`.
+
+        Raises:
+            SetupError: If there is no such model (an ASE `CalculatorSetupError`).
+        """
+        return cls.from_checkpoint(f"{PREFIX}{name}", **options)
 
     @property
     def compilations(self) -> int:

@@ -19,6 +19,10 @@ INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Progress = Annotated[bool, typer.Option(help="Show progress.")]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Structures.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="A directory written by `train`, or pretrained:NAME."),
+]
 Which = Annotated[str, typer.Option(help="Parameters to use: best or last.")]
 
 

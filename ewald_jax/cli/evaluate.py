@@ -1,6 +1,5 @@
 """`ewald-jax evaluate`: exact metrics of a checkpoint on labelled structures."""
 
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -10,6 +9,7 @@ import typer
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
+    Checkpoint,
     Progress,
     Which,
     command,
@@ -32,7 +32,7 @@ from ewald_jax.typing import InputError
 
 @command
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    checkpoint: Checkpoint,
     data: Annotated[
         list[str] | None,
         typer.Argument(

@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
+    Checkpoint,
     Progress,
     Which,
     command,
@@ -50,7 +51,7 @@ REPLACED += ("energy_std", "forces_std")
 
 @command
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    checkpoint: Checkpoint,
     structures: Annotated[
         Path,
         typer.Argument(help=f"Extended xyz, .traj, .db, or {', '.join(MORE_FORMATS)}."),

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 STEP = "step"
 """Key of a frame's `info`: how many steps led to it."""
 
-Checkpoint = Annotated[Path, typer.Argument(help="A directory written by `train`.")]
 Structures = Annotated[Path, typer.Argument(help="A file with the structure.")]
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="ASE trajectory to write, .traj.")

@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.models import batch_from_atoms, build_model
 from ewald_jax.potential import init_params
+from ewald_jax.pretrained import load_pretrained, pretrained_name
 from ewald_jax.train.arrays import checksums, read_arrays, write_arrays
 from ewald_jax.train.description import members_of, read_description
 from ewald_jax.train.files import read_json, write_json, writing
@@ -144,7 +145,8 @@ def load_checkpoint(
     The directory is all it takes: no training code, no pickle, no data set.
 
     Args:
-        directory: The output directory of a training.
+        directory: The output directory of a training, or ``pretrained:NAME``, a model that
+            comes with the package.
         which: ``best`` by validation, or the ``last`` one saved. Where training averages
             parameters, these are the averaged ones.
 
@@ -158,6 +160,9 @@ def load_checkpoint(
         InputError: If files are missing or damaged, the format is newer than this version
             knows, or the parameters do not belong to the model of the config.
     """
+    packaged = pretrained_name(directory)
+    if packaged is not None:
+        return load_pretrained(packaged)
     directory = Path(directory)
     config, statistics = read_description(directory)
     model = build_model(**config["model"])

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ewald_jax.data.statistics import Statistics, StatisticsConfig
 from ewald_jax.models import model_to_config
+from ewald_jax.pretrained import load_pretrained, pretrained_name
 from ewald_jax.train.checkpoint import check_parameters, has_checkpoint, restore_params
 from ewald_jax.train.checkpoint import parameter_shapes as shapes
 from ewald_jax.train.description import CONFIG, members_of, read_description
@@ -59,7 +60,8 @@ class Initial:
             params, _ = restore_params(directory, "best" if best else "last", like)
         else:
             params = self.given
-            check_parameters(INIT, shapes(params), like)
+            place = INIT if self.name == _GIVEN else self.name
+            check_parameters(place, shapes(params), like)
         return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), params, like)
 
     def differences(self, model: nn.Module) -> list[str]:
@@ -85,7 +87,8 @@ def find_initial(
     """What a training that has no checkpoint yet starts from.
 
     Args:
-        init: A checkpoint directory, parameters, or None for random ones.
+        init: A checkpoint directory, ``pretrained:NAME``, parameters, or None for random
+            ones.
         directory: The output directory. A training there that was killed before its first
             checkpoint, and is now resumed, starts from what it was to start from.
         resume: Whether it may be such a training.
@@ -102,7 +105,12 @@ def find_initial(
         return init
     if not isinstance(init, str | Path):
         return Initial(_GIVEN, given=init)
-    config, statistics = read_description(Path(init))
+    packaged = pretrained_name(init)
+    if packaged is not None:
+        _, params, config, statistics = load_pretrained(packaged)
+    else:
+        config, statistics = read_description(Path(init))
+        params = None
     found = members_of(config)
     if found != members:
         equal = "; members that start alike and see the same structures would stay equal"
@@ -110,7 +118,7 @@ def find_initial(
             f"cannot start {_networks(members)} from {init}, which holds {_networks(found)}"
             f"{equal if found == 1 else ''}; expected a checkpoint of {_networks(members)}"
         )
-    return Initial(str(init), statistics=statistics, model=config["model"], members=found)
+    return Initial(str(init), params, statistics, config["model"], found)
 
 
 def _networks(members: int) -> str:
