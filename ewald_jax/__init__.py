@@ -1,6 +1,7 @@
 """Ewald message passing in JAX/Flax: long-range message passing for molecules and materials."""
 
 from ewald_jax import interop, kspace
+from ewald_jax.ensemble import EnsemblePrediction, member, predict_ensemble
 from ewald_jax.models import MODELS, batch_from_atoms, build_model
 from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
 from ewald_jax.nn.ewald_config import EwaldConfig
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MODELS",
+    "EnsemblePrediction",
     "EwaldBlock",
     "EwaldCalculator",
     "EwaldConfig",
@@ -26,8 +28,10 @@ __all__ = [
     "kspace_geometry",
     "load_checkpoint",
     "load_pretrained",
+    "member",
     "model_outputs",
     "predict",
+    "predict_ensemble",
 ]
 
 

@@ -21,6 +21,7 @@ FLOORS = (
     ("nn",),
     ("models",),
     ("potential",),
+    ("ensemble",),
     ("data",),
     ("pretrained",),
     ("train",),

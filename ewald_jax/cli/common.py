@@ -114,7 +114,7 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 def _unit(name: str) -> str:
     words = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
-    if not name.endswith(("mae", "rmse")):
+    if not name.endswith(("mae", "rmse", "std")):
         return ""
     return next((unit for word, unit in words.items() if name.startswith(word)), "")
 
