@@ -72,7 +72,8 @@ def required_sizes(frame: Frame, neighborhood: Neighborhood) -> Int[Array, " 3"]
         bounds = _wave_bounds(frame, neighborhood.waves.k_cutoff)
         n_wave = jnp.prod(2 * bounds + 1) // 2 + 1
         n_node = _num_nodes(frame, neighborhood.waves)
-    return jnp.stack([n_edge.astype(jnp.int32), n_wave, n_node])
+    sizes = (n_edge, n_wave, n_node)
+    return jnp.stack([size.astype(jnp.int32) for size in sizes])
 
 
 def find_edges(
@@ -103,17 +104,18 @@ def find_edges(
     def add(turn, state):
         first, edges = state
         shift = _index(turn, reach)
-        found = _near(frame, shift, cutoff).astype(jnp.int32)
-        place = first[:, None] + jnp.cumsum(found, axis=1) - 1
-        place = jnp.where(found > 0, place, size)
+        found = _near(frame, shift, cutoff)
+        place = first[:, None] + jnp.cumsum(found, axis=1, dtype=jnp.int32) - 1
+        place = jnp.where(found, place, size)
         senders = edges.senders.at[place].set(nodes[None], mode="drop")
         receivers = edges.receivers.at[place].set(nodes[:, None], mode="drop")
         shifts = edges.shifts.at[place].set(shift[None, None], mode="drop")
-        return first + jnp.sum(found, axis=1), Edges(senders, receivers, shifts)
+        first = first + jnp.sum(found, axis=1, dtype=jnp.int32)
+        return first, Edges(senders, receivers, shifts)
 
     empty = jnp.zeros(size, jnp.int32) + nobody
     nothing = Edges(empty, empty, jnp.zeros((size, 3), jnp.int32))
-    start = jnp.cumsum(of_receiver) - of_receiver, nothing
+    start = jnp.cumsum(of_receiver, dtype=jnp.int32) - of_receiver, nothing
     _, edges = jax.lax.fori_loop(0, jnp.prod(2 * reach + 1), add, start)
     if max_neighbors is None:
         return edges
@@ -186,7 +188,7 @@ def _count(frame: Frame, cutoff: float) -> Int[Array, " n"]:
 
     def add(turn, total):
         found = _near(frame, _index(turn, reach), cutoff)
-        return total + jnp.sum(found.astype(jnp.int32), axis=1)
+        return total + jnp.sum(found, axis=1, dtype=jnp.int32)
 
     start = jnp.zeros(frame.positions.shape[0], jnp.int32)
     return jax.lax.fori_loop(0, jnp.prod(2 * reach + 1), add, start)

@@ -94,7 +94,7 @@ def export(
         **{f"like_{i}": array for i, array in enumerate(examples)},
         **{name: np.frombuffer(code, np.uint8) for name, code in codes.items()},
     }
-    _publish(output, arrays, about)
+    publish(output, arrays, about)
     return about
 
 
@@ -198,8 +198,17 @@ def _elements(model: nn.Module, statistics: Statistics) -> list[int]:
     return list(statistics.species) or list(range(1, known + 1))
 
 
-def _publish(output: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
-    """Writes a sibling first: the folder appears whole, by one rename."""
+def publish(output: Path, arrays: Mapping[str, np.ndarray], about: dict) -> None:
+    """Writes a folder and the loader into it, whole: by one rename of a sibling.
+
+    Args:
+        output: Replaced if it exists.
+        arrays: Of `MODEL`.
+        about: Plain values of `DESCRIPTION`.
+
+    Raises:
+        InputError: If it cannot be written; a folder that was there is then as it was.
+    """
     place = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     before = output.with_name(f".{output.name}.{os.getpid()}.replaced")
     with writing(f"the exported model {output}"):
