@@ -102,7 +102,6 @@ def posdata(count, positions):
 
 def test_a_server_that_goes_away_or_makes_no_sense(workplace, structures):
     for messages, sentence in (
-        ([b"STAT"], "lost the server at localhost:"),
         ([b"POSDATA     ", b"123"], "lost the server at localhost:"),
         ([b"GET / HTTP/1"], "sent what is no i-PI message for the 5 atoms"),
         ([b"\xff" * 12], "sent what is no i-PI message"),

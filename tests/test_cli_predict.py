@@ -2,6 +2,7 @@
 
 import functools
 import io
+import sys
 import weakref
 
 import ase.io
@@ -17,20 +18,22 @@ def frames(monkeypatch):
     """Replaces the structures of a file by what a test makes."""
 
     def replace(make):
-        monkeypatch.setattr("ewald_jax.cli.predict.read_frames", lambda path: make())
+        # The package's attribute of that name is the verb, not the module.
+        module = sys.modules["ewald_jax.cli.predict"]
+        monkeypatch.setattr(module, "read_frames", lambda path: make())
 
     return replace
 
 
 def test_memory_is_that_of_a_batch(workplace, frames, tmp_path):
     atoms = ase.io.read(workplace / "all.extxyz")
-    alive, most = weakref.WeakSet(), []
+    made, most = [], []
 
     def many():
         for _ in range(60):
             copy = atoms.copy()
-            alive.add(copy)
-            most.append(len(alive))
+            made.append(weakref.ref(copy))
+            most.append(sum(one() is not None for one in made))
             yield copy
 
     frames(many)
@@ -54,11 +57,11 @@ def test_ctrl_c_says_what_is_left(workplace, frames, tmp_path):
     arguments = ("predict", workplace / "run", workplace / "all.extxyz", "-o", output)
     result = run(*arguments, "-b", 2)
     assert result.exit_code == 130
-    assert result.stderr == f"error: interrupted; {output} is not written\n"
+    assert result.stderr.strip() == f"error: interrupted; {output} is not written"
     assert list(tmp_path.iterdir()) == []
     output.write_text("precious")
     result = run(*arguments, "-b", 2, "--overwrite")
-    assert result.stderr == f"error: interrupted; {output} is as it was\n"
+    assert result.stderr.strip() == f"error: interrupted; {output} is as it was"
     assert output.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -1,6 +1,7 @@
 """`ewald-jax i-pi`: forces for i-PI, or any other server of its protocol, through a socket."""
 
 import time
+import warnings
 from typing import Annotated
 
 import ase
@@ -49,7 +50,6 @@ def i_pi(
     # Before there is a connection: what cannot be computed must not stop a server.
     atoms.get_potential_energy()
     client, place = connect(unix, host, port, wait)
-    note(f"connected to {place}")
     count, interrupted = serve(client, atoms, place, progress)
     if interrupted:
         note(f"interrupted after {count} structures, the connection to {place} is closed")
@@ -77,13 +77,16 @@ def connect(unix: str | None, host: str, port: int, wait: float):
     place = f"{host}:{port}" if unix is None else actualunixsocketname(unix)
     limit = time.monotonic() + wait
     while True:
-        try:
-            return SocketClient(host=host, port=port, unixsocket=unix), place
-        except (OSError, OverflowError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            refused = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
-            if not refused or time.monotonic() > limit:
-                raise InputError(f"no i-PI server answers at {place} ({reason})") from None
+        with warnings.catch_warnings():
+            # ASE leaves the socket of a failed attempt to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                return SocketClient(host=host, port=port, unixsocket=unix), place
+            except (OSError, UnicodeError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                early = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+        if not early or time.monotonic() > limit:
+            raise InputError(f"no i-PI server answers at {place} ({reason})")
         time.sleep(_RETRY_SECONDS)
 
 
@@ -107,6 +110,7 @@ def serve(client, atoms: ase.Atoms, place: str, progress: bool) -> tuple[int, bo
 
     count = 0
     try:
+        note(f"connected to {place}")
         with progress_bar("structures", progress) as advance:
             for count, _ in enumerate(client.irun(atoms, use_stress=has_stress(atoms)), 1):
                 advance(count, None)

@@ -102,13 +102,15 @@ def functions_by_boundary(model: nn.Module) -> tuple[str, str, str, str]:
         )
     if model.ewald is None:
         return ("any",) * 4
-    crystal = BOUNDARIES[3]
-    if model.ewald.scheme == "radial":
-        # Wires are the one case that would need a quadrature of circles too.
-        return ("open", "", "slab", crystal)
-    return (
-        ("", "", "", crystal) if model.ewald.scheme == "lattice" else ("open", "", "", "")
-    )
+    if model.ewald.scheme == "voxel":
+        raise InputError(
+            "ewald scheme 'voxel' turns molecules into their principal axes, which jax cannot "
+            "export for any number of atoms; expected scheme 'radial' or 'lattice', or none"
+        )
+    # Wires are the one case that would need a quadrature of circles too.
+    open_, _, slab, crystal = BOUNDARIES
+    radial = model.ewald.scheme == "radial"
+    return (open_, "", slab, crystal) if radial else ("", "", "", crystal)
 
 
 def _sizes(model: nn.Module, *arrays: Array) -> tuple[Array, Array, Array, Array]:
