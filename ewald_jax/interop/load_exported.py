@@ -19,8 +19,8 @@ def load(path):
 
     def predict(species, positions, cell, pbc):
         name = names[sum(map(bool, pbc))]
-        if not name or not np.isin(species, file["elements"]).all():
-            raise ValueError(f"{path} is not for pbc {pbc} or not for elements {species}")
+        if not name or specs[0].dtype != types[0] or not {*species} <= {*file["elements"]}:
+            raise ValueError(f"{path}: not for pbc {pbc}, elements {species}, or no x64")
         given = [*map(np.asarray, (species, positions, cell, pbc), types)]
         slots = [np.zeros(n, bool) for n in calls["sizes"](*given, *like[4:])[3]]
         sites, forces, stress, _ = map(np.asarray, calls[name](*given, like[4], *slots))
