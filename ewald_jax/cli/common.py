@@ -40,8 +40,9 @@ def command(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except InputError as error:
             _stop(str(error))
-        except KeyboardInterrupt:
-            _stop("interrupted", INTERRUPTED)
+        except KeyboardInterrupt as error:
+            # A verb may say what is left of its work.
+            _stop(str(error) or "interrupted", INTERRUPTED)
         except OSError as error:
             if error.errno is None:
                 raise
@@ -63,11 +64,17 @@ def note(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar(what: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling with what is done and what there is to do."""
+    """A bar on stderr, moved by calling with what is done and what there is to do.
+
+    Where nobody knows how much there is to do, None, it shows what is done and for how long.
+    """
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    options = {"console": Console(stderr=True), "transient": True, "disable": not shown}
+    with Bar(*columns, TimeElapsedColumn(), **options) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -103,6 +103,9 @@ def predict(
         opener = COMPRESSED.get(output.suffix.lower(), open)
         count = _write(temporary, opener, predicted, progress)
         os.replace(temporary, output)
+    except KeyboardInterrupt:
+        kept = "as it was" if output.exists() else "not written"
+        raise KeyboardInterrupt(f"interrupted; {output} is {kept}") from None
     except OSError as error:
         if error.errno is None:
             raise

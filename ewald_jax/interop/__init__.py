@@ -6,6 +6,7 @@ from ewald_jax.interop.torch_reference import from_reference
 
 __all__ = [
     "Imported",
+    "export",
     "from_reference",
     "import_checkpoint",
     "jax_md_neighbor_list",
@@ -14,6 +15,7 @@ __all__ = [
 
 _LATE = {
     "Imported": "torch_import",
+    "export": "exporting",
     "import_checkpoint": "torch_import",
     "jax_md_neighbor_list": "jax_md",
     "write_imported": "torch_import",

@@ -145,7 +145,7 @@ def _radial(
     node_slot = node_slot.set(jnp.arange(nodes.size), mode="drop")
     pairs = PairSpace(
         jnp.sum(between**2, axis=-1),
-        pair_places(graph, nodes, len(between)),
+        pair_places(graph, nodes, between.shape[0]),
         nodes,
         node_slot,
         (k_cutoff * x) ** 2,
