@@ -46,7 +46,7 @@ lint: venv-dev
 
 notebooks: venv-notebooks
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then \
-		$(BIN)/python -m pytest --nbmake notebooks $(ARGS); \
+		$(BIN)/python -m pytest -n $(WORKERS) --nbmake --nbmake-timeout=180 notebooks $(ARGS); \
 	else \
 		echo "no notebooks to run: notebooks/ has none"; \
 	fi
