@@ -108,6 +108,7 @@ class EwaldCalculator(Calculator):
         self._strict, self._skin, self._warned = strict, float(skin), set()
         with raised_as(SetupError):
             self._neighborhood = neighborhood(model)
+            self._alone = neighborhood(model, alone=True)
         self._evaluator = Evaluator(model, params, memory_limit)
         self._capacity = Capacity(slack, self._neighborhood.triplets)
         self._lists, self._searches = [], 0
@@ -229,7 +230,7 @@ class EwaldCalculator(Calculator):
         """A list that still holds if there is one, else a new one."""
         found = next((x for x in self._lists if still_holds(x, atoms)), None)
         if found is None:
-            found = verlet_list(atoms, self._neighborhood, self._skin)
+            found = verlet_list(atoms, self._alone, self._skin)
             self._searches += 1
         # The least recently used one goes.
         others = [x for x in self._lists if x is not found]

@@ -13,6 +13,7 @@ from ewald_jax.graph.schema import (
     Structure,
     Waves,
 )
+from ewald_jax.kspace.mesh_rule import fast_shape
 from ewald_jax.kspace.open import radial_nodes
 from ewald_jax.kspace.waves import WaveSet, wave_set
 from ewald_jax.typing import InputError
@@ -62,7 +63,7 @@ def joined_waves(
         Arrays in the type of the positions, None if no structure has wave vectors.
 
     Raises:
-        InputError: If only some have.
+        InputError: If only some have, or only some are on a mesh.
     """
     sets = [structure.waves for structure in structures]
     missing = [index for index, found in enumerate(sets) if found is None]
@@ -93,6 +94,7 @@ def joined_waves(
         receivers,
         x.astype(dtype),
         w.astype(dtype),
+        _mesh_waves(sets, budget),
     )
     for row, found in enumerate(sets):
         count = len(found.nodes)
@@ -106,6 +108,34 @@ def joined_waves(
         senders[pairs], receivers[pairs] = i + first, j + first
         start += len(i)
     return waves
+
+
+def roomy_mesh(structures: Sequence[Structure], slack: float) -> tuple[int, int, int]:
+    """The shape of a mesh that does for all, also for volumes larger by a share `slack`."""
+    shapes = [s.waves.mesh for s in structures if s.waves is not None]
+    least = np.max([(0, 0, 0), *shapes], axis=0) * (1 + slack) ** (1 / 3)
+    return fast_shape(least) if least.any() else (0, 0, 0)
+
+
+def mesh_fits(budget: Budget, structure: Structure) -> bool:
+    """Whether the mesh of a budget is fine enough for a structure."""
+    needed = (0, 0, 0) if structure.waves is None else structure.waves.mesh
+    return all(have >= need for have, need in zip(budget.mesh, needed, strict=True))
+
+
+def _mesh_waves(sets: Sequence[WaveSet], budget: Budget) -> tuple[np.ndarray, ...]:
+    """Indices along each axis of a mesh that is fine enough for all structures."""
+    on_mesh = [any(found.mesh) for found in sets]
+    if not any(on_mesh):
+        return ()
+    if not all(on_mesh):
+        raise InputError(
+            f"structure {on_mesh.index(True)} has its wave vectors on a mesh, but structure "
+            f"{on_mesh.index(False)} of the same batch has not; expected structures that are "
+            "periodic along all three lattice vectors, batches of one, or ewald.sum 'direct'"
+        )
+    shape = np.max([budget.mesh, *(found.mesh for found in sets)], axis=0)
+    return tuple(np.round(n * np.fft.fftfreq(n)).astype(np.int32) for n in shape)
 
 
 def packed(n_node: Sequence[int] | np.ndarray, slots: int) -> list[tuple[int, int]]:
