@@ -112,32 +112,32 @@ def test_derivatives_of_the_convolution(shape, rng):
 def test_error_is_within_the_bound_and_falls_as_promised(rng):
     nodes, cell = 12, cell_of()
     positions = jnp.asarray(rng.uniform(size=(nodes, 3)) @ cell)
-    # All features from one atom each: the message is the whole matrix between atoms.
-    h, down = jnp.eye(nodes), jnp.asarray(rng.normal(size=(NUM_RBF + 2, 1)))
-    exact = np.asarray(exact_message(h, positions, cell, down))
-    # The bound is for filters as large as the envelope.
+    # A feature from each atom: the message is the matrix between atoms. The first half of them
+    # has a filter of Gaussians, the other one also of the channels.
+    h, down = jnp.eye(nodes), jnp.asarray(rng.normal(size=(NUM_RBF + 2, 2)))
+    down = down.at[NUM_RBF:, 0].set(0)
+    exact = np.asarray(exact_message(h, positions, jnp.asarray(cell), down))
+    # The bound is for filters as large as the envelope; channels have their self-message.
     x = np.linspace(0.01, 0.99, 99)
-    values = kspace.channel_basis(jnp.asarray(x**2), NUM_RBF, CHANNELS) @ down
+    values = kspace.channel_basis(jnp.asarray(x**2), NUM_RBF, CHANNELS) @ down[:, 0]
     envelope = 1 - 10 * x**6 + 15 * x**8 - 6 * x**10
-    scale = np.max(np.abs(values[:, 0])[x > 0.3] / envelope[x > 0.3])
-    found = {}
-    for order in (4, 6, 8):
-        for spacing in (2.2, 1.6, 1.1):
+    scales = np.max(np.abs(values) / envelope), np.max(np.abs(exact[:, nodes // 2 :]))
+    for order, spacings in {4: (2.2, 1.6, 1.1), 6: (2.2, 1.1), 8: (1.6, 1.1)}.items():
+        before = None
+        for spacing in spacings:
             rule = kspace.MeshRule(order, spacing * mesh_rule.MARGIN)
             shape = mesh_rule.mesh_shape(cell, rule)
             message = message_on(shape, order, h, positions, jnp.asarray(cell), down)
-            actual = max(np.linalg.norm(cell, axis=1) / shape)
-            error = np.max(np.abs(message - exact)) / scale
-            found[order, spacing] = error
+            actual = np.max(np.linalg.norm(cell, axis=1) / shape)
+            both = np.split(np.abs(message - exact), 2, axis=1)
+            errors = [np.max(e) / scale for e, scale in zip(both, scales, strict=True)]
             assert actual <= spacing
-            assert error < kspace.mesh_error(order, actual, K_CUTOFF)
-    for order in (4, 6, 8):
-        assert found[order, 2.2] > 4 * found[order, 1.6] > 16 * found[order, 1.1]
-        # Half the spacing, 2^p times less.
-        assert found[order, 2.2] / found[order, 1.1] > 0.25 * 2**order
-    for spacing in (2.2, 1.6, 1.1):
-        assert found[4, spacing] > 3 * found[6, spacing] > 9 * found[8, spacing]
-    assert found[8, 1.1] < 1e-6
+            assert max(errors) < kspace.mesh_error(order, actual, K_CUTOFF)
+            if before is not None:
+                finer = (before[0] / actual) ** order
+                assert max(errors) < 3 * max(before[1]) / finer
+            before = actual, errors
+    assert max(errors) < 1e-7
 
 
 def test_bound_and_spacing_agree():

@@ -78,8 +78,8 @@ def spread(
     for axis, size in enumerate(shape):
         body = jax.lax.slice_in_dim(grid, 0, size, axis=axis)
         over = jax.lax.slice_in_dim(grid, size, size + halo, axis=axis)
-        start = (slice(None),) * axis + (slice(0, halo),)
-        grid = body.at[start].add(over)
+        rest = [(0, size - halo if other == axis else 0) for other in range(4)]
+        grid = body + jnp.pad(over, rest)
     return jnp.moveaxis(grid, -1, 0)
 
 
