@@ -335,7 +335,7 @@ def test_batches_with_others_are_refused(molecule):
     with pytest.raises(InputError, match="structure 1 of the same batch has not"):
         ewald_jax.batch_from_atoms([crystal(1), molecule], model_of("mesh"))
     batch = ewald_jax.batch_from_atoms([molecule], model_of("mesh"))
-    assert batch.waves.mesh == ()
+    assert batch.mesh is None
 
 
 def test_absurd_meshes_are_refused():

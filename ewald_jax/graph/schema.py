@@ -190,7 +190,6 @@ class Waves(NamedTuple):
         receivers: [pairs] int32 second node of it.
         quad_nodes: [quad] float nodes x = k / k_cutoff of the pair form.
         quad_weights: [quad] float their weights.
-        mesh: Of crystals on a mesh, int32 indices of its waves along each axis; else empty.
     """
 
     indices: Array
@@ -202,7 +201,6 @@ class Waves(NamedTuple):
     receivers: Array
     quad_nodes: Array
     quad_weights: Array
-    mesh: tuple[Array, ...] = ()
 
 
 class Structure(NamedTuple):
@@ -229,6 +227,7 @@ class Batch(NamedTuple):
         triplets: For models with angles, else None.
         far_edges: For models with the atom-to-atom block, else None.
         waves: For models with the `radial` scheme, else None.
+        mesh: For crystals on a mesh int32 indices of its waves along each axis, else None.
     """
 
     graph: jraph.GraphsTuple
@@ -237,6 +236,7 @@ class Batch(NamedTuple):
     triplets: Triplets | None = None
     far_edges: Edges | None = None
     waves: Waves | None = None
+    mesh: tuple[Array, Array, Array] | None = None
 
 
 class Sizes(NamedTuple):

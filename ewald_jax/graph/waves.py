@@ -63,7 +63,7 @@ def joined_waves(
         Arrays in the type of the positions, None if no structure has wave vectors.
 
     Raises:
-        InputError: If only some have, or only some are on a mesh.
+        InputError: If only some have.
     """
     sets = [structure.waves for structure in structures]
     missing = [index for index, found in enumerate(sets) if found is None]
@@ -94,7 +94,6 @@ def joined_waves(
         receivers,
         x.astype(dtype),
         w.astype(dtype),
-        _mesh_waves(sets, budget),
     )
     for row, found in enumerate(sets):
         count = len(found.nodes)
@@ -123,11 +122,25 @@ def mesh_fits(budget: Budget, structure: Structure) -> bool:
     return all(have >= need for have, need in zip(budget.mesh, needed, strict=True))
 
 
-def _mesh_waves(sets: Sequence[WaveSet], budget: Budget) -> tuple[np.ndarray, ...]:
-    """Indices along each axis of a mesh that is fine enough for all structures."""
-    on_mesh = [any(found.mesh) for found in sets]
+def joined_mesh(
+    structures: Sequence[Structure], budget: Budget
+) -> tuple[np.ndarray, ...] | None:
+    """The waves of a mesh that is fine enough for all structures of a batch.
+
+    Args:
+        structures: All of them on a mesh, or none.
+        budget: Least size of the mesh.
+
+    Returns:
+        Indices along each axis, None if no structure is on a mesh.
+
+    Raises:
+        InputError: If only some are.
+    """
+    sets = [structure.waves for structure in structures]
+    on_mesh = [found is not None and any(found.mesh) for found in sets]
     if not any(on_mesh):
-        return ()
+        return None
     if not all(on_mesh):
         raise InputError(
             f"structure {on_mesh.index(True)} has its wave vectors on a mesh, but structure "

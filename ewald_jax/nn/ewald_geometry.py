@@ -109,7 +109,7 @@ def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
         return KSpace(table, None, index, node_slot)
     if config.scheme == "radial":
         table, planes, basis, pairs = _radial(config, batch, dense, mask)
-        mesh = _mesh(config, batch, dense, mask) if batch.waves.mesh else None
+        mesh = None if batch.mesh is None else _mesh(config, batch, dense, mask)
         return KSpace(table, basis, index, node_slot, pairs, planes, mesh)
     kvecs = jnp.asarray(host_kvecs(config), positions.dtype)
     framed = ks.svd_frame(dense, mask, config.min_frame_nodes)
@@ -177,7 +177,7 @@ def _radial(
 
 def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshSpace:
     """Windows and filters of crystals, which all rows are."""
-    indices, order = batch.waves.mesh, config.mesh_order
+    indices, order = batch.mesh, config.mesh_order
 
     # Of the filters' many exponentials only the values are kept.
     @jax.checkpoint
