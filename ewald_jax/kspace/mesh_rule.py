@@ -122,19 +122,23 @@ def mesh_shape(cell: Float[np.ndarray, "3 3"], rule: MeshRule) -> tuple[int, int
 
     Returns:
         The shape; fine enough also for a cell larger by `MARGIN`.
-
-    Raises:
-        InputError: If it would be larger than any memory.
     """
     lengths = np.linalg.norm(np.asarray(cell, np.float64), axis=1)
-    shape = fast_shape(np.maximum(lengths * MARGIN / rule.spacing, rule.order))
+    return fast_shape(np.maximum(lengths * MARGIN / rule.spacing, rule.order))
+
+
+def check_shape(shape: tuple[int, int, int], rule: MeshRule) -> None:
+    """Refuses meshes larger than any memory.
+
+    Raises:
+        InputError: With the size.
+    """
     if math.prod(shape) > _MAX_POINTS:
         raise InputError(
             f"needs a mesh of {' x '.join(map(str, shape))} points {rule.spacing:.3g} Å apart, "
             f"expected at most {_MAX_POINTS} points; lower ewald.k_cutoff, or give a cell "
             "that is less skewed (ase.build.niggli_reduce) or less empty"
         )
-    return shape
 
 
 def fast_shape(least: Float[np.ndarray, " 3"]) -> tuple[int, int, int]:

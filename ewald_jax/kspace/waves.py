@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ewald_jax.kspace.mesh_rule import MARGIN, MeshRule, mesh_pays, mesh_shape
+from ewald_jax.kspace.mesh_rule import MARGIN, MeshRule, check_shape, mesh_pays, mesh_shape
 from ewald_jax.kspace.quadrature import (
     gauss_legendre,
     half_circle,
@@ -158,9 +158,10 @@ def _mesh(periodic: np.ndarray, n_node: int, rule: WaveRule) -> tuple[int, int, 
     if not rule.mesh.always and num_kvecs * n_node < _SMALL:
         return None
     shape = mesh_shape(periodic, rule.mesh)
-    if rule.mesh.always or num_kvecs > rule.max_kvecs:
-        return shape
-    return shape if mesh_pays(n_node, num_kvecs, shape, rule.mesh.order) else None
+    if not (rule.mesh.always or mesh_pays(n_node, num_kvecs, shape, rule.mesh.order)):
+        return None
+    check_shape(shape, rule.mesh)
+    return shape
 
 
 def _crystal(periodic: np.ndarray, rule: WaveRule) -> WaveSet:
