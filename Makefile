@@ -8,7 +8,7 @@ ARGS ?=
 WORKERS ?= 2
 export PYTHON
 
-.PHONY: help demo test configs lint notebooks bench venv-core venv-dev venv-notebooks clean
+.PHONY: help demo test configs lint notebooks docs bench venv-core venv-dev venv-notebooks venv-docs clean
 
 help:
 	@echo "make demo       SchNet with and without Ewald on packaged data: table and picture"
@@ -16,6 +16,7 @@ help:
 	@echo "make configs    every shipped config for two steps"
 	@echo "make lint       ruff: rules and formatting"
 	@echo "make notebooks  execute every notebook"
+	@echo "make docs       the documentation, into site/; warnings are errors"
 	@echo "make bench      measure speed and memory"
 
 venv-core:
@@ -26,6 +27,9 @@ venv-dev:
 
 venv-notebooks:
 	@bash .ci/venv $(VENV) dev,samples,notebooks
+
+venv-docs:
+	@bash .ci/venv $(VENV) docs
 
 demo: venv-core
 	$(BIN)/python experiments/demo.py $(ARGS)
@@ -47,8 +51,11 @@ notebooks: venv-notebooks
 		echo "no notebooks to run: notebooks/ has none"; \
 	fi
 
+docs: venv-docs
+	NO_MKDOCS_2_WARNING=1 JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict --quiet $(ARGS)
+
 bench: venv-core
 	$(BIN)/ewald-jax benchmark kspace $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

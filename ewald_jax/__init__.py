@@ -1,6 +1,7 @@
 """Ewald message passing in JAX/Flax: long-range message passing for molecules and materials."""
 
 from ewald_jax import interop, kspace
+from ewald_jax.ensemble import EnsemblePrediction, member, predict_ensemble
 from ewald_jax.models import MODELS, batch_from_atoms, build_model
 from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
 from ewald_jax.nn.ewald_config import EwaldConfig
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MODELS",
+    "EnsemblePrediction",
     "EwaldBlock",
     "EwaldCalculator",
     "EwaldConfig",
@@ -25,8 +27,11 @@ __all__ = [
     "kspace",
     "kspace_geometry",
     "load_checkpoint",
+    "load_pretrained",
+    "member",
     "model_outputs",
     "predict",
+    "predict_ensemble",
 ]
 
 
@@ -36,6 +41,10 @@ def __getattr__(name: str):
         from ewald_jax.train.checkpoint import load_checkpoint
 
         return load_checkpoint
+    if name == "load_pretrained":
+        from ewald_jax.pretrained import load_pretrained
+
+        return load_pretrained
     if name == "EwaldCalculator":
         from ewald_jax.calculator import EwaldCalculator
 

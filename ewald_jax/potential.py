@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.data import chemical_symbols
+from flax.errors import ScopeParamShapeError
 
 from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
@@ -51,13 +52,13 @@ class EnergyScale(Protocol):
         """Elements among atoms that the training data did not have."""
 
 
+class ParameterError(InputError):
+    """Parameters of other shapes than those of the model."""
+
+
 def init_params(model: nn.Module, key: jax.Array, batch: Batch) -> PyTree:
     """Random parameters; only shapes and types of `batch` matter."""
-
-    def init(key, batch):
-        return model.init(key, _unlabelled(batch), _geometry(model, batch))
-
-    return jax.jit(init)(key, batch)["params"]
+    return _jitted_init(model, key, _unlabelled(batch))["params"]
 
 
 def model_outputs(
@@ -135,10 +136,21 @@ def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) 
 
     Returns:
         As the model's ``__call__``, or as the options make it.
+
+    Raises:
+        ParameterError: If the parameters are those of an ensemble, or of another model.
     """
     # numpy arrays that a caller closes over cannot be indexed by traced ones.
     batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
-    return model.apply({"params": params}, batch, _geometry(model, batch), **options)
+    try:
+        return model.apply({"params": params}, batch, _geometry(model, batch), **options)
+    except ScopeParamShapeError as error:
+        # Flax ends its sentences with an address.
+        which = str(error).split(" (http")[0]
+        raise ParameterError(
+            f"the parameters have other shapes than those of the model: {which} Those of an "
+            "ensemble go to predict_ensemble, or one by one, by ewald_jax.member, to predict."
+        ) from None
 
 
 def predict(
@@ -165,7 +177,8 @@ def predict(
         The prediction; with `statistics` as numpy arrays.
 
     Raises:
-        InputError: With `statistics`, for elements that the training data did not have.
+        InputError: With `statistics`, for elements that the training data did not have;
+            `ParameterError` for an ensemble's parameters, which `predict_ensemble` takes.
     """
     # Labels stay outside: they would make a compilation of their own.
     out = _jitted_outputs(model, params, _unlabelled(batch), forces, stress)
@@ -194,12 +207,22 @@ def to_physical(
             )
         offset[index] = statistics.mean + statistics.reference(atoms)
     scale = statistics.scale
-
-    def scaled(x):
-        return None if x is None else np.asarray(x) * np.asarray(x).dtype.type(scale)
-
     energy = np.asarray(prediction.energy, np.float64) * scale + offset
-    return Prediction(energy, scaled(prediction.forces), scaled(prediction.stress))
+    rest = [scaled(x, scale) for x in (prediction.forces, prediction.stress)]
+    return Prediction(energy, *rest)
+
+
+def scaled(values: Array | None, scale: float) -> np.ndarray | None:
+    """From model units to physical ones, in the type that the values have (host)."""
+    if values is None:
+        return None
+    values = np.asarray(values)
+    return values * values.dtype.type(scale)
+
+
+@partial(jax.jit, static_argnames="model")
+def _jitted_init(model, key, batch):
+    return model.init(key, batch, _geometry(model, batch))
 
 
 @partial(jax.jit, static_argnames=("model", "forces", "stress"))

@@ -52,6 +52,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The table of several `ewald-jax benchmark step --json`."""
     columns = (
         "model",
+        "molecules x atoms",
         "loss",
         "variant",
         "parameters",
@@ -69,6 +70,8 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
             )
             cells = (
                 run["config"],
+                # Results from before this was an option had molecules of 41 atoms.
+                f"{run['structures']} x {run.get('atoms', 41)}",
                 loss,
                 _variant(step["name"]),
                 f"{step['parameters']:,}",
@@ -79,7 +82,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
             )
             lines.append("| " + " | ".join(cells) + " |")
     first = runs[0]
-    lines += ["", f"{first['structures']} molecules of 41 atoms, on {first['device']}."]
+    lines += ["", f"On {first['device']}."]
     return "\n".join(lines)
 
 

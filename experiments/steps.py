@@ -2,7 +2,8 @@
 
     python experiments/steps.py [PART-OF-NAME] && python experiments/report.py
 
-One process for each model and size, `ewald-jax benchmark step`, on 8 molecules of 41 atoms;
+One process for each model and size, `ewald-jax benchmark step`, on 8 molecules of 41 atoms, and
+for the two models of the data sets of molecules on 16 of 17 atoms, as those sets have them;
 baseline and Ewald take turns within it. Writes ``results/steps_*.json``; "Ewald" is the
 paper's scheme, "radial" ours.
 """
@@ -17,13 +18,13 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
 
 
-def measure(name: str, model: str, variants: tuple[str, ...], overrides: tuple) -> None:
+def measure(name: str, model: str, variants: tuple[str, ...], options: tuple) -> None:
     """Runs one benchmark and keeps its JSON, if the command line asks for it."""
     if not all(part in name for part in sys.argv[1:]):
         return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
     paths = [variant_path(model, variant) for variant in ("baseline", *variants)]
-    command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *overrides]
+    command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *options]
     for path in paths:
         command += ["--variant", path]
     sys.stderr.write(f"{name}\n")
@@ -35,6 +36,9 @@ def main() -> None:
     """Small sizes with forces, then the published ones for OE62 without and with them."""
     for model in MODELS:
         measure(f"steps_small_{model}", f"{model}_small", ("voxel", "radial"), ())
+    for model in ("schnet", "painn"):
+        few = ("--carbons", "5", "--batch-size", "16", "--repeats", "15")
+        measure(f"steps_dimers_{model}", f"{model}_small", ("voxel", "radial"), few)
     for forces in ("none", "l2"):
         for model in MODELS:
             name = f"steps_oe62_{model}" + ("" if forces == "none" else "_forces")

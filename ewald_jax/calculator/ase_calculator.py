@@ -1,7 +1,6 @@
 """An ASE calculator around a model: relaxations, dynamics and reaction paths."""
 
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +10,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
-from ase.data import chemical_symbols
 
 from ewald_jax.calculator.capacity import Capacity, check_size
+from ewald_jax.calculator.elements import ElementCheck
 from ewald_jax.calculator.errors import SetupError, StructureError, raised_as
 from ewald_jax.calculator.evaluator import Evaluator
-from ewald_jax.calculator.results import results_of
+from ewald_jax.calculator.results import SPREADS, results_of
 from ewald_jax.data.statistics import Statistics
+from ewald_jax.ensemble import count_members
 from ewald_jax.graph import (
     Budget,
     Structure,
@@ -31,6 +31,7 @@ from ewald_jax.graph import (
 )
 from ewald_jax.graph.verlet import VerletList
 from ewald_jax.models import check_structure, neighborhood
+from ewald_jax.pretrained import PREFIX
 from ewald_jax.typing import InputError, PyTree
 
 _NUM_LISTS = 16
@@ -50,9 +51,12 @@ class EwaldCalculator(Calculator):
     One calculator may serve several `ase.Atoms`, also from several threads (the images of a
     reaction path): they take turns, and share compilations.
 
+    Of an ensemble, all are means over its members, and ``energy_std`` (eV) and ``forces_std``
+    [atoms, 3] (eV/Å), the standard deviations over them, say how far they disagree.
+
     Attributes:
         implemented_properties: ``energy``, ``free_energy`` (the same), ``energies``,
-            ``forces``, ``stress``.
+            ``forces``, ``stress``; of an ensemble also ``energy_std``, ``forces_std``.
     """
 
     implemented_properties: ClassVar[list[str]] = [
@@ -75,13 +79,14 @@ class EwaldCalculator(Calculator):
         slack: float = 0.2,
         strict: bool = False,
         memory_limit: int | None = None,
+        members: int = 1,
         **options: Any,
     ):
         """Compiles nothing yet.
 
         Args:
             model: From `build_model` or `load_checkpoint`.
-            params: Its parameters.
+            params: Its parameters, of an ensemble with a leading axis of members.
             statistics: Scale, reference energies and elements of the training data; None
                 leaves energies in model units, and elements unchecked.
             skin: Å; neighbors are searched again when an atom has moved by half of it.
@@ -90,26 +95,30 @@ class EwaldCalculator(Calculator):
             strict: Refuse elements that the training data did not have, in place of a
                 warning.
             memory_limit: Bytes that an evaluation may take; None for what the device has.
+            members: How many networks the parameters are of.
             **options: Of `ase.calculators.calculator.Calculator`.
 
         Raises:
-            SetupError: If a setting is out of range (an ASE `CalculatorSetupError`).
+            SetupError: If a setting is out of range, or the parameters are not of so many
+                members (an ASE `CalculatorSetupError`).
         """
         super().__init__(**options)
         for name, value in (("skin", skin), ("slack", slack)):
             if not (value >= 0 and np.isfinite(value)):
                 raise SetupError(f"{name} must be at least 0 and finite, not {value}")
-        if strict and not (statistics and statistics.species):
-            raise SetupError(
-                "strict needs to know the elements of the training data, expected statistics "
-                "that list them"
-            )
-        self.model, self.statistics = model, statistics
-        self._strict, self._skin, self._warned = strict, float(skin), set()
+        self.model, self.statistics, self._skin = model, statistics, float(skin)
+        self._check_elements = ElementCheck(statistics, strict)
         with raised_as(SetupError):
             self._neighborhood = neighborhood(model)
             self._alone = neighborhood(model, alone=True)
-        self._evaluator = Evaluator(model, params, memory_limit)
+            if members != 1 and count_members(params) != members:
+                raise InputError(
+                    f"members is {members}, but the parameters have a leading axis of "
+                    f"{count_members(params)}"
+                )
+        if members > 1:
+            self.implemented_properties = [*self.implemented_properties, *SPREADS]
+        self._evaluator = Evaluator(model, params, memory_limit, members)
         self._capacity = Capacity(slack, self._neighborhood.triplets)
         self._lists, self._searches = [], 0
         self._lock = threading.RLock()
@@ -121,7 +130,7 @@ class EwaldCalculator(Calculator):
         """The calculator of a directory that training has written.
 
         Args:
-            directory: The output directory of a training.
+            directory: The output directory of a training, or ``pretrained:NAME``.
             which: ``best`` by validation or ``last``.
             **options: Of `EwaldCalculator`.
 
@@ -129,10 +138,25 @@ class EwaldCalculator(Calculator):
             SetupError: As `load_checkpoint` (an ASE `CalculatorSetupError`).
         """
         from ewald_jax.train.checkpoint import load_checkpoint
+        from ewald_jax.train.description import members_of
 
         with raised_as(SetupError):
-            model, params, _, statistics = load_checkpoint(directory, which)
-        return cls(model, params, statistics, **options)
+            model, params, config, statistics = load_checkpoint(directory, which)
+        return cls(model, params, statistics, members=members_of(config), **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> "EwaldCalculator":
+        """The calculator of a model that comes with the package.
+
+        Args:
+            name: One of `ewald_jax.pretrained.PRETRAINED`; ``ewald_jax.pretrained.model_card``
+                says what each has seen.
+            **options: Of `EwaldCalculator`.
+
+        Raises:
+            SetupError: If there is no such model (an ASE `CalculatorSetupError`).
+        """
+        return cls.from_checkpoint(f"{PREFIX}{name}", **options)
 
     @property
     def compilations(self) -> int:
@@ -178,6 +202,18 @@ class EwaldCalculator(Calculator):
         """As ASE has it, one thread at a time: results are of the structure asked for."""
         with self._lock:
             return super().get_property(name, atoms, allow_calculation)
+
+    def get_energy_std(self, atoms: ase.Atoms | None = None) -> float:
+        """Standard deviation of the energy over the members of an ensemble, eV.
+
+        Raises:
+            PropertyNotImplementedError: For a single network (ASE's).
+        """
+        return self.get_property("energy_std", atoms)
+
+    def get_forces_std(self, atoms: ase.Atoms | None = None) -> np.ndarray:
+        """[atoms, 3] standard deviations of the forces, eV/Å; as `get_energy_std`."""
+        return self.get_property("forces_std", atoms)
 
     def calculate_many(
         self, list_of_atoms: Sequence[ase.Atoms], batch_size: int = 16
@@ -240,41 +276,23 @@ class EwaldCalculator(Calculator):
     def _outputs(
         self, structures: Sequence[Structure], budget: Budget, stress: bool
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Energies of atoms, forces and stress of each structure, in model units."""
+        """Energies of atoms, forces and stress of each structure by each member."""
         batch = batch_graphs(
             structures, budget=budget, triplets=self._neighborhood.triplets
         )
         sites, out = self._evaluator(batch, stress)
         ends = np.cumsum([int(structure.graph.n_node[0]) for structure in structures])
-        parts = [np.split(values, ends)[:-1] for values in (sites, out.forces)]
-        stresses = [None] * len(ends) if out.stress is None else out.stress[: len(ends)]
+        parts = [np.split(values, ends, axis=1)[:-1] for values in (sites, out.forces)]
+        stresses = [None] * len(ends)
+        if out.stress is not None:
+            stresses = np.swapaxes(out.stress, 0, 1)[: len(ends)]
         return list(zip(*parts, stresses, strict=True))
 
     def _check(self, atoms: ase.Atoms) -> None:
         check_atoms(atoms)
         check_structure(self.model, atoms.numbers, atoms.pbc)
         check_size(atoms, self._neighborhood, self._skin, self._evaluator.memory_limit)
-        if self.statistics is None or not self.statistics.species:
-            return
-        unseen = set(self.statistics.unseen(atoms.numbers))
-        seen = f"(they had {_names(self.statistics.species)})"
-        if unseen and self._strict:
-            raise InputError(
-                f"has {_names(unseen)}, which the training data did not have {seen}"
-            )
-        if unseen - self._warned:
-            names = _names(unseen - self._warned)
-            self._warned |= unseen
-            warnings.warn(
-                f"the training data did not have {names} {seen}; energies and forces of "
-                "structures with such atoms are guesses",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
-def _names(numbers) -> str:
-    return ", ".join(chemical_symbols[number] for number in sorted(numbers))
+        self._check_elements(atoms, stacklevel=3)
 
 
 def _dtype() -> np.dtype:

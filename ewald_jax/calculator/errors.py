@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from ase.calculators import calculator as ase_errors
 
+from ewald_jax.potential import ParameterError
 from ewald_jax.typing import InputError
 
 
@@ -21,6 +22,9 @@ def raised_as(kind: type[InputError], what: str = "") -> Iterator[None]:
     """Raises mistakes as `kind`, with `what` before their sentence."""
     try:
         yield
+    except ParameterError as error:
+        # Whatever the structure, it is not what is wrong.
+        raise SetupError(str(error)) from None
     except InputError as error:
         if isinstance(error, kind):
             raise

@@ -18,17 +18,26 @@ class Evaluator:
 
     Attributes:
         memory_limit: Bytes that an evaluation may take.
+        members: Networks of an ensemble; 1 for a single one.
     """
 
-    def __init__(self, model: nn.Module, params: PyTree, memory_limit: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        params: PyTree,
+        memory_limit: int | None = None,
+        members: int = 1,
+    ):
         """Compiles nothing yet.
 
         Args:
             model: The network.
-            params: Its parameters.
+            params: Its parameters, with a leading axis of members if there are several.
             memory_limit: Bytes that an evaluation may take; None for what the device has.
+            members: How many networks the parameters are of.
         """
-        self._state = (model, params, memory_limit)
+        self._state = (model, params, memory_limit, members)
+        self.members = members
         self._params = jax.device_put(params)
         self._compiled: dict[Any, Any] = {}
         self.memory_limit = device_memory() if memory_limit is None else memory_limit
@@ -39,7 +48,7 @@ class Evaluator:
         return len(self._compiled)
 
     def __call__(self, batch: Batch, stress: bool) -> tuple[np.ndarray, Prediction]:
-        """As `site_outputs`, in numpy arrays; forces always.
+        """As `site_outputs`, in numpy arrays with a leading axis of members; forces always.
 
         Args:
             batch: Padded, without labels.
@@ -51,13 +60,14 @@ class Evaluator:
         leaves, treedef = jax.tree.flatten(batch)
         key = (stress, treedef, *((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._compiled:
-            function = jax.jit(
-                partial(site_outputs, self._state[0], forces=True, stress=stress)
-            )
-            compiled = function.lower(self._params, batch).compile()
+            function = partial(site_outputs, self._state[0], forces=True, stress=stress)
+            if self.members > 1:
+                function = jax.vmap(function, in_axes=(0, None))
+            compiled = jax.jit(function).lower(self._params, batch).compile()
             check_memory(_needed_bytes(compiled), self.memory_limit, batch)
             self._compiled[key] = compiled
-        return jax.tree.map(np.asarray, self._compiled[key](self._params, batch))
+        found = jax.tree.map(np.asarray, self._compiled[key](self._params, batch))
+        return found if self.members > 1 else jax.tree.map(lambda x: x[None], found)
 
     def __getstate__(self) -> tuple:
         """Compiled functions belong to a process."""

@@ -7,21 +7,26 @@ import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from ewald_jax.data.statistics import Statistics
+from ewald_jax.ensemble import mean_and_spread
 from ewald_jax.typing import Float, InputError
+
+SPREADS = ("energy_std", "forces_std")
+"""Results that only an ensemble has."""
 
 
 def results_of(
     atoms: ase.Atoms,
-    sites: Float[np.ndarray, " atoms"],
-    forces: Float[np.ndarray, "atoms 3"],
-    stress: Float[np.ndarray, "3 3"] | None,
+    sites: Float[np.ndarray, "members atoms"],
+    forces: Float[np.ndarray, "members atoms 3"],
+    stress: Float[np.ndarray, "members 3 3"] | None,
     statistics: Statistics | None,
 ) -> dict[str, Any]:
     """ASE's results of one structure.
 
     Args:
         atoms: The structure.
-        sites: Energies of its atoms, in model units as the rest.
+        sites: Energies of its atoms by each member of an ensemble, or by the only network, in
+            model units as the rest.
         forces: Of its atoms.
         stress: In Cartesian axes, None if it was not computed.
         statistics: Scale and reference energies; None leaves model units.
@@ -29,7 +34,8 @@ def results_of(
     Returns:
         ``energy`` and ``free_energy`` (eV, float), ``energies`` [n] (eV), ``forces`` [n, 3]
         (eV/Å), and ``stress`` [6] (Voigt, eV/Å^3) where it is defined: see `has_stress` and
-        `periodic_stress`.
+        `periodic_stress`. Of several members, these are means, and there are their standard
+        deviations ``energy_std`` (eV, float) and ``forces_std`` [n, 3] (eV/Å).
 
     Raises:
         InputError: If a number is not finite.
@@ -37,17 +43,23 @@ def results_of(
     statistics = statistics or Statistics()
     references = np.asarray(statistics.reference_energies)[atoms.numbers]
     # In float64 on the host: totals of hundreds of keV do not fit float32.
-    energies = sites.astype(np.float64) * statistics.scale + references
+    sites = sites.astype(np.float64) * statistics.scale
+    forces, forces_std = mean_and_spread(forces.astype(np.float64) * statistics.scale)
+    energies = sites.mean(axis=0) + references
     energies += statistics.mean / len(atoms)
     results = {
         "energy": float(energies.sum()),
         "free_energy": float(energies.sum()),
         "energies": energies,
-        "forces": forces.astype(np.float64) * statistics.scale,
+        "forces": forces,
     }
+    if len(sites) > 1:
+        # The references, which all members share, would only round it.
+        results["energy_std"] = float(sites.sum(axis=1).std())
+        results["forces_std"] = forces_std
     if stress is not None and has_stress(atoms):
-        stress = periodic_stress(atoms, stress.astype(np.float64) * statistics.scale)
-        results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        stress = stress.astype(np.float64).mean(axis=0) * statistics.scale
+        results["stress"] = full_3x3_to_voigt_6_stress(periodic_stress(atoms, stress))
     for name, value in results.items():
         if not np.isfinite(value).all():
             raise InputError(

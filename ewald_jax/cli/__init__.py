@@ -9,7 +9,9 @@ import typer
 from ewald_jax.cli.benchmark import benchmark_app
 from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
+from ewald_jax.cli.export import export
 from ewald_jax.cli.fit_scales import fit_scales
+from ewald_jax.cli.i_pi import i_pi
 from ewald_jax.cli.import_torch import import_torch
 from ewald_jax.cli.md import md
 from ewald_jax.cli.predict import predict
@@ -32,6 +34,8 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(relax)
 app.command()(md)
+app.command("i-pi")(i_pi)
+app.command()(export)
 app.command("fit-scales")(fit_scales)
 app.command("import-torch")(import_torch)
 app.add_typer(benchmark_app, name="benchmark")

@@ -76,6 +76,9 @@ def step(
     slab: Annotated[
         bool, typer.Option("--slab", help="66-atom slabs in place of 41-atom molecules.")
     ] = False,
+    carbons: Annotated[
+        int, typer.Option(min=1, help="n of the molecules, C_n H_2n+2; 13 make 41 atoms.")
+    ] = 13,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +93,7 @@ def step(
     # A config needs data; those of the benchmark are made here.
     overrides = ["data.name=dimers", *overrides]
     composed = [load_config([*paths, path], overrides) for path in variant]
-    structures = slabs(batch_size) if slab else alkanes(batch_size)
+    structures = slabs(batch_size) if slab else alkanes(batch_size, carbons)
     models = {path.stem: c.model for path, c in zip(variant, composed, strict=True)}
     if len(models) < len(variant):
         raise InputError("two --variant files have the same name, expected different ones")
@@ -100,6 +103,7 @@ def step(
             "config": " ".join(path.stem for path in paths),
             "forces": composed[0].loss.needs_forces,
             "structures": batch_size,
+            "atoms": len(structures[0]),
             "device": jax_device(),
         }
         print_json(settings | {"steps": [t.to_dict() for t in timings]})

@@ -19,6 +19,10 @@ INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Progress = Annotated[bool, typer.Option(help="Show progress.")]
 BatchSize = Annotated[int, typer.Option("-b", "--batch-size", min=1, help="Structures.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(help="A directory written by `train`, or pretrained:NAME."),
+]
 Which = Annotated[str, typer.Option(help="Parameters to use: best or last.")]
 
 
@@ -36,8 +40,9 @@ def command(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except InputError as error:
             _stop(str(error))
-        except KeyboardInterrupt:
-            _stop("interrupted", INTERRUPTED)
+        except KeyboardInterrupt as error:
+            # A verb may say what is left of its work.
+            _stop(str(error) or "interrupted", INTERRUPTED)
         except OSError as error:
             if error.errno is None:
                 raise
@@ -59,11 +64,17 @@ def note(message: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar(what: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling with what is done and what there is to do."""
+    """A bar on stderr, moved by calling with what is done and what there is to do.
+
+    Where nobody knows how much there is to do, None, it shows what is done and for how long.
+    """
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    options = {"console": Console(stderr=True), "transient": True, "disable": not shown}
+    with Bar(*columns, TimeElapsedColumn(), **options) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -110,7 +121,7 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 def _unit(name: str) -> str:
     words = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
-    if not name.endswith(("mae", "rmse")):
+    if not name.endswith(("mae", "rmse", "std")):
         return ""
     return next((unit for word, unit in words.items() if name.startswith(word)), "")
 

@@ -1,6 +1,5 @@
 """`ewald-jax evaluate`: exact metrics of a checkpoint on labelled structures."""
 
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -10,6 +9,7 @@ import typer
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
+    Checkpoint,
     Progress,
     Which,
     command,
@@ -32,7 +32,7 @@ from ewald_jax.typing import InputError
 
 @command
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    checkpoint: Checkpoint,
     data: Annotated[
         list[str] | None,
         typer.Argument(
@@ -52,10 +52,14 @@ def evaluate(
 
     Energies are compared as totals in eV. Data configs and sample sets are split as in
     training, and their test split is taken unless --split says otherwise.
+
+    Of an ensemble, it is the mean prediction that is compared; energy_std and forces_std are
+    the standard deviations over its members, averaged over structures and force components.
     """
     from ewald_jax.data.base import load_dataset
     from ewald_jax.models import neighborhood
     from ewald_jax.train.checkpoint import load_checkpoint
+    from ewald_jax.train.description import members_of
     from ewald_jax.train.evaluate import evaluate as measure
 
     sources, overrides = split_arguments(data or ())
@@ -89,6 +93,7 @@ def evaluate(
             batch_size=batch_size,
             dtype=jax.dtypes.canonicalize_dtype(np.float64),
             on_batch=advance,
+            members=members_of(saved),
         )
     if as_json:
         print_json(

@@ -9,7 +9,7 @@ from ase import units
 
 from ewald_jax.analysis.drift import Drift, energy_drift
 from ewald_jax.cli import simulation as run
-from ewald_jax.cli.common import AsJson, Progress, Which, command
+from ewald_jax.cli.common import AsJson, Checkpoint, Progress, Which, command
 from ewald_jax.typing import InputError
 
 Ensemble = Literal["nve", "nvt", "npt"]
@@ -17,7 +17,7 @@ Ensemble = Literal["nve", "nvt", "npt"]
 
 @command
 def md(
-    checkpoint: run.Checkpoint,
+    checkpoint: Checkpoint,
     structures: run.Structures,
     output: run.Output,
     ensemble: Annotated[

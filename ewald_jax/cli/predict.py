@@ -16,6 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
+    Checkpoint,
     Progress,
     Which,
     command,
@@ -45,11 +46,12 @@ MORE_FORMATS = (
 
 # What depends on the energy: a file must not mix two methods.
 REPLACED = ("energy", "free_energy", "energies", "forces", "stress", "stresses", "virial")
+REPLACED += ("energy_std", "forces_std")
 
 
 @command
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory written by `train`.")],
+    checkpoint: Checkpoint,
     structures: Annotated[
         Path,
         typer.Argument(help=f"Extended xyz, .traj, .db, or {', '.join(MORE_FORMATS)}."),
@@ -71,6 +73,9 @@ def predict(
     Units are eV, eV/Å and eV/Å^3. Energies, forces and stresses that the file had are left
     out, everything else is kept that extended xyz can hold, charges and dipoles among it.
     Nothing is written unless every structure has been predicted.
+
+    Of an ensemble, they are means over its members; the standard deviations are beside them,
+    energy_std of each structure and forces_std (three columns) of each atom.
     """
     if not output.name.lower().endswith(ASE_READERS["extxyz"].suffixes):
         known = ", ".join(ASE_READERS["extxyz"].suffixes)
@@ -83,11 +88,14 @@ def predict(
         raise InputError(f"there is no file of structures {structures}")
 
     from ewald_jax.train.checkpoint import load_checkpoint
+    from ewald_jax.train.description import members_of
 
-    model, params, _, statistics = load_checkpoint(checkpoint, which)
+    model, params, saved, statistics = load_checkpoint(checkpoint, which)
+    ensemble = members_of(saved) > 1
     frames = read_frames(structures)
+    options = {"forces": forces, "stress": stress}
     predicted = _predictions(
-        model, params, statistics, frames, structures, batch_size, forces, stress
+        model, params, statistics, frames, structures, batch_size, ensemble, options
     )
     # A name of this process: two runs at once must not write into one file.
     temporary = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
@@ -95,6 +103,9 @@ def predict(
         opener = COMPRESSED.get(output.suffix.lower(), open)
         count = _write(temporary, opener, predicted, progress)
         os.replace(temporary, output)
+    except KeyboardInterrupt:
+        kept = "as it was" if output.exists() else "not written"
+        raise KeyboardInterrupt(f"interrupted; {output} is {kept}") from None
     except OSError as error:
         if error.errno is None:
             raise
@@ -136,12 +147,13 @@ def read_frames(path: Path) -> Iterator[ase.Atoms]:
 
 
 def _predictions(
-    model, params, statistics, frames, source, batch_size, forces, stress
+    model, params, statistics, frames, source, batch_size, ensemble, options
 ) -> Iterator[ase.Atoms]:
     """Each structure with the prediction as its calculator's results."""
+    from ewald_jax.ensemble import predict_ensemble
     from ewald_jax.graph import batch_graphs, coarse_budget
     from ewald_jax.models import neighborhood
-    from ewald_jax.potential import predict as predict_batch
+    from ewald_jax.potential import predict as predict_one
 
     triplets = neighborhood(model).triplets
     for start in itertools.count(0, batch_size):
@@ -154,16 +166,23 @@ def _predictions(
         ]
         budget = coarse_budget(built, batch_size, triplets)
         batch = batch_graphs(built, budget=budget, triplets=triplets)
-        out = predict_batch(model, params, batch, statistics, forces=forces, stress=stress)
+        predict_batch = predict_ensemble if ensemble else predict_one
+        out = predict_batch(model, params, batch, statistics, **options)
         ends = np.cumsum([len(atoms) for atoms in chunk])
         for number, (atoms, end) in enumerate(zip(chunk, ends, strict=True)):
             results = {"energy": float(out.energy[number])}
-            if forces:
-                results["forces"] = np.asarray(out.forces[end - len(atoms) : end])
-            if stress and atoms.pbc.any():
+            own = slice(end - len(atoms), end)
+            if out.forces is not None:
+                results["forces"] = np.asarray(out.forces[own])
+            if out.stress is not None and atoms.pbc.any():
                 results["stress"] = full_3x3_to_voigt_6_stress(out.stress[number])
             _check_finite(results, f"{source}: structure {start + number}")
-            yield _labelled(atoms, results)
+            predicted = _labelled(atoms, results)
+            if ensemble:
+                predicted.info["energy_std"] = float(out.energy_std[number])
+            if ensemble and out.forces_std is not None:
+                predicted.set_array("forces_std", np.asarray(out.forces_std[own]))
+            yield predicted
 
 
 def _structure(model, statistics, atoms: ase.Atoms, where: str):

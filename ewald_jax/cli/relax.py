@@ -8,7 +8,7 @@ import typer
 from ase import units
 
 from ewald_jax.cli import simulation as run
-from ewald_jax.cli.common import AsJson, Progress, Which, command
+from ewald_jax.cli.common import AsJson, Checkpoint, Progress, Which, command
 from ewald_jax.typing import InputError
 
 Optimizer = Literal["fire", "bfgs", "lbfgs"]
@@ -16,7 +16,7 @@ Optimizer = Literal["fire", "bfgs", "lbfgs"]
 
 @command
 def relax(
-    checkpoint: run.Checkpoint,
+    checkpoint: Checkpoint,
     structures: run.Structures,
     output: run.Output,
     optimizer: Annotated[Optimizer, typer.Option(help="Of ASE.")] = "lbfgs",

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 STEP = "step"
 """Key of a frame's `info`: how many steps led to it."""
 
-Checkpoint = Annotated[Path, typer.Argument(help="A directory written by `train`.")]
 Structures = Annotated[Path, typer.Argument(help="A file with the structure.")]
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="ASE trajectory to write, .traj.")
@@ -65,11 +64,7 @@ def starting_point(
         raise InputError(f"there is no folder {output.parent} to write {output.name} into")
     if output.exists() and not (resume or overwrite):
         raise InputError(f"{output} exists; use --resume or --overwrite")
-    if frame < 0:
-        raise InputError(f"--frame must be at least 0, not {frame}")
-    atoms = next(itertools.islice(read_frames(structures), frame, None), None)
-    if atoms is None:
-        raise InputError(f"{structures} has no structure {frame}, they count from 0")
+    atoms = nth_structure(structures, frame)
     if not (resume and output.exists()):
         return atoms, 0
     *_, last = read_frames(output)
@@ -78,6 +73,20 @@ def starting_point(
             f"{output} is a run of other atoms than those of {structures}; nothing resumed"
         )
     return last, int(last.info.get(STEP, 0))
+
+
+def nth_structure(structures: Path, frame: int) -> ase.Atoms:
+    """A structure of a file.
+
+    Raises:
+        InputError: If there is none, or the file is missing or broken.
+    """
+    if frame < 0:
+        raise InputError(f"--frame must be at least 0, not {frame}")
+    atoms = next(itertools.islice(read_frames(structures), frame, None), None)
+    if atoms is None:
+        raise InputError(f"{structures} has no structure {frame}, they count from 0")
+    return atoms
 
 
 def check_pressure(atoms: ase.Atoms, pressure: float) -> None:

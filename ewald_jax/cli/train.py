@@ -15,6 +15,7 @@ from ewald_jax.cli.common import (
     print_metrics,
 )
 from ewald_jax.cli.sources import composed_config, note_skipped, note_units
+from ewald_jax.typing import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,10 @@ def train(
         Path | None,
         typer.Option(help="Checkpoint folder whose parameters to start from."),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Members of an ensemble (train.members); 1 for one model."),
+    ] = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -56,12 +61,16 @@ def train(
 
     --init fine-tunes: reference energies are fitted to the new data, the scale of energies
     is the checkpoint's unless data.statistics.scale names another.
+
+    --seeds 4 trains an ensemble at once: four models from the seeds train.seed, train.seed + 1,
+    ..., on the same batches in the same order. The numbers shown, and the best checkpoint,
+    are those of the mean over the members.
     """
     from rich.console import Console
 
     from ewald_jax.data.parallel import available_cores
 
-    config, paths = composed_config(configs, "train")
+    config, paths = composed_config(_with_seeds(configs, seeds), "train")
     output = output or Path("runs") / "-".join(path.stem for path in paths)
     for section, settings in config.changed().items() if progress and not as_json else ():
         typer.echo(f"{section}: {settings}")
@@ -87,6 +96,7 @@ def train(
                 "compilations": result.compilations,
                 "compilations_per_bucket": result.compilations_per_bucket,
                 "seconds_per_step": result.seconds_per_step,
+                **({"members": result.member_metrics} if result.member_metrics else {}),
             }
         )
     else:
@@ -96,6 +106,25 @@ def train(
         note(f"checkpoints, metrics and config are in {output}")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _with_seeds(arguments: list[str], seeds: int | None) -> list[str]:
+    """The arguments with `--seeds` as an override of its key.
+
+    Raises:
+        InputError: If it is no number of networks, or an override says another.
+    """
+    if seeds is None:
+        return arguments
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {seeds}")
+    ours = f"train.members={seeds}"
+    for argument in arguments:
+        if argument.replace(" ", "").startswith("train.members=") and argument != ours:
+            raise InputError(
+                f"--seeds {seeds} and {argument} contradict each other; give one of them"
+            )
+    return [*arguments, ours]
 
 
 def run_training(
@@ -139,7 +168,8 @@ def run_training(
 
     # Before the data are read, which may take long.
     continues = check_directory(output, resume, overwrite)
-    initial = None if continues else find_initial(init, output, resume)
+    members = config.train.members
+    initial = None if continues else find_initial(init, output, resume, members)
     dataset = load_dataset(
         config.data, neighborhood(config.model), progress, workers=workers
     )

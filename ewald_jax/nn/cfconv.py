@@ -7,6 +7,7 @@ quantum interactions" (NeurIPS 2017); layers as in PyTorch Geometric.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from ewald_jax.nn.layers import shifted_softplus
 from ewald_jax.typing import Array, Float
@@ -51,7 +52,9 @@ class ContinuousFilterConvolution(nn.Module):
             h
         )
         edges = (rbf, weights, senders, receivers)
-        if len(senders) * self.num_filters > _LARGE:
+        size = senders.shape[0] * self.num_filters
+        # In an exported model the size is a symbol.
+        if not export.is_symbolic_dim(size) and size > _LARGE:
             x = self._sum_in_blocks(x, edges)
         else:
             x = self._sum(x, edges)

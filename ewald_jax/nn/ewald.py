@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from ewald_jax import kspace as ks
 from ewald_jax import ops
@@ -171,7 +172,9 @@ class EwaldVectorBlock(nn.Module):
 def _kernel(pairs: PairSpace, down: Array) -> Array:
     """Kernels of the low-rank filters between the atoms of molecules, else zero."""
     kernel = ks.pair_kernel
-    if pairs.square.size * pairs.k_square.size > _LARGE_TABLE:
+    size = pairs.square.size * pairs.k_square.size
+    # In an exported model the size is a symbol.
+    if export.is_symbolic_dim(size) or size > _LARGE_TABLE:
         kernel = jax.checkpoint(kernel)
     # Far from each other atoms see sums of many terms with alternating signs.
     low_rank = jnp.matmul(pairs.basis, down, precision=jax.lax.Precision.HIGHEST)

@@ -166,7 +166,7 @@ def _radial(
     between = positions[waves.senders] - positions[waves.receivers]
     pairs = PairSpace(
         jnp.sum(between**2, axis=-1),
-        pair_places(graph, nodes, len(between)),
+        pair_places(graph, nodes, between.shape[0]),
         nodes,
         slots_of(nodes, positions.shape[0]),
         (k_cutoff * x) ** 2,

@@ -2,6 +2,7 @@
 
 from ewald_jax.train.checkpoint import load_checkpoint, read_progress
 from ewald_jax.train.culprits import NonFiniteError
+from ewald_jax.train.description import members_of
 from ewald_jax.train.evaluate import evaluate
 from ewald_jax.train.loop import FitResult, fit
 from ewald_jax.train.losses import LossConfig, loss
@@ -27,6 +28,7 @@ __all__ = [
     "make_eval_step",
     "make_optimizer",
     "make_train_step",
+    "members_of",
     "merge",
     "metric_sums",
     "read_progress",

@@ -29,8 +29,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.models import batch_from_atoms, build_model
 from ewald_jax.potential import init_params
+from ewald_jax.pretrained import load_pretrained, pretrained_name
 from ewald_jax.train.arrays import checksums, read_arrays, write_arrays
-from ewald_jax.train.description import read_description
+from ewald_jax.train.description import members_of, read_description
 from ewald_jax.train.files import read_json, write_json, writing
 from ewald_jax.train.state import TrainState
 from ewald_jax.typing import InputError, PyTree
@@ -144,21 +145,32 @@ def load_checkpoint(
     The directory is all it takes: no training code, no pickle, no data set.
 
     Args:
-        directory: The output directory of a training.
+        directory: The output directory of a training, or ``pretrained:NAME``, a model that
+            comes with the package.
         which: ``best`` by validation, or the ``last`` one saved. Where training averages
             parameters, these are the averaged ones.
 
     Returns:
-        Model, parameters, the resolved config (plain values), statistics of the data.
+        Model, parameters, the resolved config (plain values), statistics of the data. Of an
+        ensemble, whose config has ``train.members`` above 1, every parameter has a leading
+        axis of so many members: `predict_ensemble` takes them, `ewald_jax.member` one of
+        them, and `predict` refuses them.
 
     Raises:
         InputError: If files are missing or damaged, the format is newer than this version
             knows, or the parameters do not belong to the model of the config.
     """
+    packaged = pretrained_name(directory)
+    if packaged is not None:
+        return load_pretrained(packaged)
     directory = Path(directory)
     config, statistics = read_description(directory)
     model = build_model(**config["model"])
-    params, _ = restore_params(directory, which, _abstract_params(model))
+    like, members = _abstract_params(model), members_of(config)
+    if members > 1:
+        axis = lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype)
+        like = jax.tree.map(axis, like)
+    params, _ = restore_params(directory, which, like)
     return model, params, config, statistics
 
 

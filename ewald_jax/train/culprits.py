@@ -26,11 +26,13 @@ class NonFiniteError(InputError):
     Attributes:
         structures: Indices, in the data set, of the structures to blame; all of the batch if
             no single one is.
+        member: Of an ensemble, the network to blame; None if unknown or alone.
     """
 
-    def __init__(self, message: str, structures: Sequence[int]):
-        """A sentence, and the structures it is about."""
+    def __init__(self, message: str, structures: Sequence[int], member: int | None = None):
+        """A sentence, and the structures and the member it is about."""
         super().__init__(message)
+        self.member = member
         self.structures = tuple(int(index) for index in structures)
 
 
@@ -46,6 +48,7 @@ def blame(
     loss: LossConfig | None = None,
     dtype: np.dtype | type = np.float32,
     kept: str = "",
+    member: int | None = None,
 ) -> NonFiniteError:
     """Looks at the structures of a failed batch one by one, and makes the error to raise.
 
@@ -60,6 +63,7 @@ def blame(
         loss: If given, its gradient is looked at too.
         dtype: Of the computation.
         kept: What the user still has: the end of the sentence.
+        member: Of an ensemble, the network that the parameters are of.
 
     Returns:
         The error, naming each culprit by index and file with what is wrong with it.
@@ -92,7 +96,8 @@ def blame(
         if bad:
             reasons[int(index)] = f"{bad[0]} is not finite"
     parts = [what, _describe(dataset, indices, reasons), kept]
-    return NonFiniteError("; ".join(part for part in parts if part), reasons or indices)
+    message = "; ".join(part for part in parts if part)
+    return NonFiniteError(message, reasons or indices, member)
 
 
 def _cause(name: str) -> int:

@@ -62,12 +62,32 @@ def read_description(directory: Path) -> tuple[dict[str, Any], Statistics]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{directory / CONFIG}: has no section 'model'")
     try:
+        members_of(config)
+    except InputError as error:
+        raise InputError(f"{directory / CONFIG}: {error}") from None
+    try:
         statistics = Statistics.from_dict(read_json(directory / STATISTICS))
     except InputError as error:
         place = f"{directory / STATISTICS}"
         words = str(error)
         raise InputError(words if place in words else f"{place}: {words}") from None
     return config, statistics
+
+
+def members_of(config: Mapping[str, Any]) -> int:
+    """How many networks a checkpoint holds; its parameters have a leading axis if above 1.
+
+    Args:
+        config: From `load_checkpoint`; its ``train.members`` says so.
+
+    Raises:
+        InputError: If it is no number of networks.
+    """
+    train = config.get("train")
+    members = train.get("members", 1) if isinstance(train, Mapping) else 1
+    if not isinstance(members, int) or isinstance(members, bool) or members < 1:
+        raise InputError(f"train.members is {members!r}, expected a whole number above 0")
+    return members
 
 
 def _version(package: str) -> str | None:

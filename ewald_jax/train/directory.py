@@ -16,7 +16,7 @@ HISTORY, METRICS, TENSORBOARD = "metrics.jsonl", "metrics.json", "tensorboard"
 _OURS = (CONFIG, STATISTICS, VERSIONS, HISTORY, METRICS, CHECKPOINTS, TENSORBOARD)
 
 # Settings that runs of earlier versions do not name, and what they did.
-_ADDED = {"data.statistics.fit_on": "train"}
+_ADDED = {"data.statistics.fit_on": "train", "train.members": 1}
 
 _MAY_DIFFER = (
     "epochs",

@@ -1,7 +1,6 @@
 """Evaluation of parameters on structures: exact metrics over batches of unequal size."""
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -11,12 +10,14 @@ import numpy as np
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.loader import Loader
 from ewald_jax.data.statistics import Statistics
+from ewald_jax.ensemble import member
 from ewald_jax.graph.schema import FORCES, STRESS
 from ewald_jax.models import neighborhood
 from ewald_jax.train.culprits import NonFiniteError, blame
-from ewald_jax.train.losses import LossConfig, total_loss
+from ewald_jax.train.ensemble import bad_member, culprit, make_ensemble_eval_step
+from ewald_jax.train.losses import LossConfig, means
 from ewald_jax.train.meter import as_floats
-from ewald_jax.train.metrics import Sums, finalize, merge
+from ewald_jax.train.metrics import Sums, merge
 from ewald_jax.train.step import EvalStep, make_eval_step
 from ewald_jax.typing import InputError, PyTree
 
@@ -36,14 +37,15 @@ def evaluate(
     max_buckets: int = 4,
     dtype: np.dtype | type = np.float32,
     on_batch: Callable[[int, int], None] | None = None,
+    members: int = 1,
 ) -> dict[str, float]:
-    """Metrics of a model on structures.
+    """Metrics of a model on structures, or of the mean prediction of an ensemble.
 
     Forces and stress are evaluated where the data have them.
 
     Args:
         model: The network.
-        params: Its parameters.
+        params: Its parameters, of an ensemble with a leading axis of members.
         dataset: Structures with labels.
         indices: Which of them; None for all.
         statistics: Of the model's training data.
@@ -52,9 +54,11 @@ def evaluate(
         max_buckets: Most shapes that are compiled.
         dtype: Of the computation.
         on_batch: Called with the batches done and the batches there are.
+        members: How many networks the parameters are of (`members_of` a checkpoint's config).
 
     Returns:
-        Name -> value, as in `metrics.metric_sums`.
+        Name -> value, as in `metrics.metric_sums`; of an ensemble also its mean spread, as in
+        `ensemble.make_ensemble_eval_step`.
 
     Raises:
         InputError: If the data have no labels or other edges than the model needs, or a
@@ -62,7 +66,8 @@ def evaluate(
     """
     dataset = dataset.suited_to(neighborhood(model))
     forces, stress = FORCES in dataset.labels, STRESS in dataset.labels
-    step = make_eval_step(model, loss, statistics.scale, forces=forces, stress=stress)
+    make = make_eval_step if members == 1 else make_ensemble_eval_step
+    step = make(model, loss, statistics.scale, forces=forces, stress=stress)
     loader = Loader(
         dataset,
         indices,
@@ -74,16 +79,13 @@ def evaluate(
     try:
         sums = run_evaluation(step, params, loader, on_batch)
     except NonFiniteError as error:
-        raise blame(
-            str(error),
-            model,
-            params,
-            dataset,
-            error.structures,
-            budgets=loader.budgets,
-            statistics=statistics,
-            dtype=dtype,
-        ) from None
+        what, bad = str(error), error.structures
+        batch = dict(budgets=loader.budgets, statistics=statistics, dtype=dtype)
+        index = None
+        if members > 1:
+            index = culprit(model, params, dataset, bad, members=members, **batch)
+            what, params = f"member {index}: {what}", member(params, index)
+        raise blame(what, model, params, dataset, bad, **batch, member=index) from None
     if not sums:
         raise InputError("the data have no labels to compare with, expected energies")
     return means(sums, loss)
@@ -109,7 +111,8 @@ def run_evaluation(
         The sums; None if stopped.
 
     Raises:
-        NonFiniteError: If a sum is not finite, with the structures of the batch.
+        NonFiniteError: If a sum is not finite, with the structures of the batch and, of
+            several members, the first that is to blame.
     """
     total: Sums = {}
     pending: list[Sums] = []
@@ -130,15 +133,10 @@ def run_evaluation(
     return total
 
 
-def means(sums: Sums, loss: LossConfig | None = None) -> dict[str, float]:
-    """Final values of sums: the means, and the weighted ``loss`` of its terms."""
-    values = finalize(sums)
-    return values if loss is None else {"loss": float(total_loss(sums, loss)), **values}
-
-
 def _check_finite(sums: Sums, loader: Loader, number: int) -> None:
-    bad = [name for name, (total, _) in sums.items() if not math.isfinite(total)]
+    bad = [name for name, (total, _) in sums.items() if not np.isfinite(total).all()]
     if bad:
         size = loader.batch_size
         structures = loader.order(0)[number * size : (number + 1) * size]
-        raise NonFiniteError(f"{bad[0]} is not finite in the evaluation", structures)
+        what = f"{bad[0]} is not finite in the evaluation"
+        raise NonFiniteError(what, structures, bad_member(sums[bad[0]][0]))

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 
 from ewald_jax.data.statistics import Statistics, StatisticsConfig
 from ewald_jax.models import model_to_config
+from ewald_jax.pretrained import load_pretrained, pretrained_name
 from ewald_jax.train.checkpoint import check_parameters, has_checkpoint, restore_params
 from ewald_jax.train.checkpoint import parameter_shapes as shapes
-from ewald_jax.train.description import CONFIG, read_description
+from ewald_jax.train.description import CONFIG, members_of, read_description
 from ewald_jax.train.directory import flat_section
 from ewald_jax.train.files import read_json
-from ewald_jax.typing import PyTree
+from ewald_jax.typing import InputError, PyTree
 
 INIT = "init"
 """Key of config.json that says what a training started from."""
@@ -34,12 +35,14 @@ class Initial:
         given: Parameters; None if they are those of the directory.
         statistics: Of the training that made them, None if unknown.
         model: Config of their model, None if unknown.
+        members: How many networks they are of, None if unknown.
     """
 
     name: str
     given: PyTree | None = None
     statistics: Statistics | None = None
     model: Mapping[str, Any] | None = None
+    members: int | None = None
 
     def parameters(self, like: PyTree) -> PyTree:
         """The parameters, in the types of others; averaged ones where there are.
@@ -57,7 +60,8 @@ class Initial:
             params, _ = restore_params(directory, "best" if best else "last", like)
         else:
             params = self.given
-            check_parameters(INIT, shapes(params), like)
+            place = INIT if self.name == _GIVEN else self.name
+            check_parameters(place, shapes(params), like)
         return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), params, like)
 
     def differences(self, model: nn.Module) -> list[str]:
@@ -75,18 +79,24 @@ class Initial:
 
 
 def find_initial(
-    init: "str | Path | Initial | PyTree | None", directory: Path, resume: bool
+    init: "str | Path | Initial | PyTree | None",
+    directory: Path,
+    resume: bool,
+    members: int = 1,
 ) -> Initial | None:
     """What a training that has no checkpoint yet starts from.
 
     Args:
-        init: A checkpoint directory, parameters, or None for random ones.
+        init: A checkpoint directory, ``pretrained:NAME``, parameters, or None for random
+            ones.
         directory: The output directory. A training there that was killed before its first
             checkpoint, and is now resumed, starts from what it was to start from.
         resume: Whether it may be such a training.
+        members: Networks to train, each of which starts from one of the checkpoint.
 
     Raises:
-        InputError: If there is no such checkpoint, or it is damaged.
+        InputError: If there is no such checkpoint, it is damaged, or holds another number of
+            networks.
     """
     if init is None and resume and (directory / CONFIG).is_file():
         init = recorded(directory)
@@ -95,8 +105,24 @@ def find_initial(
         return init
     if not isinstance(init, str | Path):
         return Initial(_GIVEN, given=init)
-    config, statistics = read_description(Path(init))
-    return Initial(str(init), statistics=statistics, model=config["model"])
+    packaged = pretrained_name(init)
+    if packaged is not None:
+        _, params, config, statistics = load_pretrained(packaged)
+    else:
+        config, statistics = read_description(Path(init))
+        params = None
+    found = members_of(config)
+    if found != members:
+        equal = "; members that start alike and see the same structures would stay equal"
+        raise InputError(
+            f"cannot start {_networks(members)} from {init}, which holds {_networks(found)}"
+            f"{equal if found == 1 else ''}; expected a checkpoint of {_networks(members)}"
+        )
+    return Initial(str(init), params, statistics, config["model"], found)
+
+
+def _networks(members: int) -> str:
+    return "one network" if members == 1 else f"an ensemble of {members} members"
 
 
 def recorded(directory: Path) -> str | None:

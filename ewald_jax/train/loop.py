@@ -8,7 +8,6 @@ that nothing has happened to. (On GPUs, where sums in arbitrary order are faster
 
 import collections
 import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.train.board import Board
 from ewald_jax.train.checkpoint import restore_params
-from ewald_jax.train.culprits import NonFiniteError, blame
 from ewald_jax.train.directory import (
     TENSORBOARD,
     append_history,
@@ -31,15 +29,16 @@ from ewald_jax.train.directory import (
     write_metrics,
 )
 from ewald_jax.train.display import Display
-from ewald_jax.train.evaluate import means, run_evaluation
+from ewald_jax.train.ensemble import MEMBERS, first_failure, means_of_each
 from ewald_jax.train.initial import Initial
 from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.train.keeper import Keeper
+from ewald_jax.train.live import Live, blamed, split_sums
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.meter import Meter
-from ewald_jax.train.metrics import LARGER_IS_BETTER, Sums
+from ewald_jax.train.metrics import LARGER_IS_BETTER
 from ewald_jax.train.optim import OptimConfig, update_plateau
-from ewald_jax.train.prepare import TRAIN, VAL, Position, Run, set_up
+from ewald_jax.train.prepare import TRAIN, VAL, Run, set_up
 from ewald_jax.train.report import FitResult, report, summary
 from ewald_jax.train.settings import TrainConfig
 from ewald_jax.train.state import TrainState, count_parameters
@@ -65,7 +64,7 @@ def fit(
     progress: bool = True,
     console: Console | None = None,
 ) -> FitResult:
-    """Trains a model.
+    """Trains a model, or the members of an ensemble (``train.members``).
 
     Args:
         model: The network.
@@ -113,7 +112,7 @@ def fit(
         Display(progress, run.num_steps, console) as display,
         Board(board_dir, at.step) as board,
     ):
-        live = _Live(
+        live = Live(
             at=at,
             history=history,
             meter=Meter(at.sums, at.seconds),
@@ -157,19 +156,6 @@ def fit(
         return _finish(run, live, state)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Live:
-    """What changes or is open while a training runs, the state on the device aside."""
-
-    at: Position
-    history: list[dict[str, Any]]
-    meter: Meter
-    keeper: Keeper
-    stop: Interruptible
-    display: Display
-    board: Board
-
-
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
@@ -179,36 +165,43 @@ def _evaluation_due(run: Run, step: int) -> bool:
     return step == run.num_steps or step % interval == 0
 
 
-def _read(run: Run, live: _Live, state: TrainState) -> None:
+def _read(run: Run, live: Live, state: TrainState) -> None:
     """Reads the running sums back; raises if a step since the last reading was not finite."""
     window, healthy, good_steps = live.meter.read(state)
-    if not healthy:
-        what = f"step {good_steps + 1}: the loss is not finite"
-        raise _blame(run, live, state.params, what, run.structures(good_steps))
-    values = means(window, run.loss)
+    if not np.all(healthy):
+        index, good = first_failure(healthy, good_steps)
+        what = f"step {good + 1}: the loss is not finite"
+        raise blamed(run, live, state.params, what, run.structures(good), index)
+    values, _ = means_of_each(window, run.loss, run.train.members)
     live.display.note(values)
     live.board.scalars({f"train/{k}": v for k, v in values.items()}, live.at.step)
 
 
-def _save(run: Run, live: _Live, state: TrainState) -> None:
+def _save(run: Run, live: Live, state: TrainState) -> None:
     """Saves everything that resuming needs; nothing pending may be left in the meter."""
     live.at.sums, live.at.seconds = live.meter.sums, live.meter.seconds
     live.keeper.last(state, {**live.at.to_dict(), "data": run.data_hash})
 
 
-def _evaluate(run: Run, live: _Live, state: TrainState) -> TrainState:
+def _evaluate(run: Run, live: Live, state: TrainState) -> TrainState:
     """Validates, records, and keeps the best; leaves the evaluation due if interrupted."""
     at, train = live.at, run.train
     lr = float(run.schedule(at.step - 1)) * at.plateau.scale
     epoch = -(-at.step // run.steps_per_epoch)
     record: dict[str, Any] = {"epoch": epoch, "step": at.step, "lr": lr}
-    record |= {f"train_{k}": v for k, v in means(live.meter.sums, run.loss).items()}
+    found = {TRAIN: live.meter.sums}
     if VAL in run.loaders:
-        sums = _sums(run, live, state.eval_params, VAL)
-        if sums is None:
+        found[VAL] = split_sums(run, live, state.eval_params, VAL)
+        if found[VAL] is None:
             return state
-        record |= {f"val_{k}": v for k, v in means(sums, run.loss).items()}
+    of_each: dict[str, list[float]] = {}
+    for name, sums in found.items():
+        values, each = means_of_each(sums, run.loss, train.members)
+        record |= {f"{name}_{k}": v for k, v in values.items()}
+        of_each |= {f"{name}_{k}": v for k, v in each.items()}
     record["seconds"] = live.meter.seconds
+    if of_each:
+        record[MEMBERS] = of_each
 
     split = VAL if VAL in run.loaders else TRAIN
     if f"{split}_{train.monitor}" not in record:
@@ -235,48 +228,22 @@ def _evaluate(run: Run, live: _Live, state: TrainState) -> TrainState:
     return state
 
 
-def _sums(run: Run, live: _Live, params: PyTree, split: str) -> Sums | None:
-    """Evaluates a split; None if interrupted."""
-    loader, shown = run.loaders[split], live.display.evaluating
-    stop = lambda: live.stop.requested
-    try:
-        return run_evaluation(run.eval_step, params, loader, shown, stop)
-    except NonFiniteError as error:
-        what = f"after step {live.at.step}: {error} of the split '{split}'"
-        raise _blame(run, live, params, what, error.structures) from None
-
-
-def _blame(
-    run: Run, live: _Live, params: PyTree, what: str, indices: Sequence[int]
-) -> NonFiniteError:
-    live.keeper.flush()
-    return blame(
-        what,
-        run.model,
-        params,
-        run.dataset,
-        indices,
-        budgets=run.loaders[TRAIN].budgets,
-        statistics=run.statistics,
-        loss=run.loss,
-        dtype=run.dtype,
-        kept=f"the checkpoints in {run.directory} are kept",
-    )
-
-
-def _finish(run: Run, live: _Live, state: TrainState) -> FitResult:
+def _finish(run: Run, live: Live, state: TrainState) -> FitResult:
     """Evaluates the best parameters on the other splits, and says what has been done."""
     at = live.at
     params, best = state.eval_params, {}
     if at.best is not None:
         params, best = restore_params(run.directory, "best", state.params)
-    val = {k[4:]: v for k, v in best.items() if k[:4] == "val_"}
-    metrics = {VAL: val} if val else {}
+    metrics, of_each = {}, {}
+    for kept, values in ((metrics, best), (of_each, best.get(MEMBERS, {}))):
+        val = {k[4:]: v for k, v in values.items() if k[:4] == "val_"}
+        kept |= {VAL: val} if val else {}
     others = [name for name in run.loaders if name not in (TRAIN, VAL)]
     for split in others if not live.stop.requested else ():
-        sums = _sums(run, live, params, split)
+        sums = split_sums(run, live, params, split)
         if sums is not None:
-            metrics[split] = means(sums, run.loss)
+            metrics[split], each = means_of_each(sums, run.loss, run.train.members)
+            of_each |= {split: each} if each else {}
     interrupted = live.stop.requested
     buckets = dict(collections.Counter(map(str, run.train_traces)))
     result = FitResult(
@@ -290,10 +257,14 @@ def _finish(run: Run, live: _Live, state: TrainState) -> FitResult:
         seconds_per_step=live.meter.seconds_per_step,
         interrupted=interrupted,
         directory=run.directory,
+        member_metrics=of_each,
     )
     plain = {"step": at.step, "best_step": result.best_step, **metrics}
-    plain |= {"parameters": count_parameters(params), "compilations": buckets}
+    count = count_parameters(params) // run.train.members
+    plain |= {"parameters": count, "compilations": buckets}
     plain |= {"seconds_per_step": result.seconds_per_step, "finished": not interrupted}
+    if run.train.members > 1:
+        plain[MEMBERS] = {"seeds": run.train.member_seeds, **of_each}
     write_metrics(run.directory, plain)
     report(result, live.display)
     return result

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from ewald_jax import ops
 from ewald_jax.graph.schema import ENERGY, FORCES, STRESS, Batch
 from ewald_jax.potential import Prediction
-from ewald_jax.train.metrics import Sums, counted_nodes, counted_stresses, masked_sum
+from ewald_jax.train.metrics import (
+    Sums,
+    counted_nodes,
+    counted_stresses,
+    finalize,
+    masked_sum,
+)
 from ewald_jax.typing import Array, InputError
 
 
@@ -133,6 +139,12 @@ def total_loss(sums: Sums, config: LossConfig) -> Array:
         # A batch may hold no free atom: its term is 0, not 0 / 0.
         total = total + weight * value / (count + (count == 0))
     return total
+
+
+def means(sums: Sums, config: LossConfig | None = None) -> dict[str, float]:
+    """Final values of host sums: the means, and the weighted ``loss`` of its terms."""
+    values = finalize(sums)
+    return values if config is None else {"loss": float(total_loss(sums, config)), **values}
 
 
 def loss(

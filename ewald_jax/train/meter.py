@@ -4,9 +4,11 @@ import statistics
 import time
 
 import jax
+import numpy as np
 
 from ewald_jax.train.metrics import Sums, merge
 from ewald_jax.train.state import TrainState
+from ewald_jax.typing import Array
 
 
 class Meter:
@@ -38,7 +40,7 @@ class Meter:
         else:
             self._steps += 1
 
-    def read(self, state: TrainState) -> tuple[Sums, bool, int]:
+    def read(self, state: TrainState) -> tuple[Sums, np.ndarray, np.ndarray]:
         """Waits for the device and adds what is pending.
 
         Args:
@@ -46,7 +48,8 @@ class Meter:
 
         Returns:
             The sums since the last reading, whether all steps were healthy, and the number
-            of healthy steps since the start of the training. Unhealthy sums are not added.
+            of healthy steps since the start of the training; the latter two [members] for an
+            ensemble. Unhealthy sums are not added.
         """
         pulled, healthy, step = jax.device_get((self._pending, state.healthy, state.step))
         if self._steps:
@@ -54,11 +57,11 @@ class Meter:
         self._pending = []
         self.start()
         window: Sums = {}
-        if healthy:
+        if np.all(healthy):
             for sums in pulled:
                 window = merge(window, as_floats(sums))
                 self.sums = merge(self.sums, as_floats(sums))
-        return window, bool(healthy), int(step)
+        return window, healthy, step
 
     def reset(self) -> None:
         """Starts a new period: forgets sums and seconds."""
@@ -77,6 +80,7 @@ class Meter:
         return statistics.median(seconds / steps for seconds, steps in self._windows)
 
 
-def as_floats(sums: Sums) -> dict[str, tuple[float, float]]:
+def as_floats(sums: Sums) -> dict[str, tuple[Array, Array]]:
     """Host numbers in float64, of which no data set has too many to count."""
-    return {name: (float(total), float(count)) for name, (total, count) in sums.items()}
+    number = lambda x: np.asarray(x, np.float64) if np.ndim(x) else float(x)
+    return {name: (number(total), number(count)) for name, (total, count) in sums.items()}

@@ -17,7 +17,6 @@ from ewald_jax.data.loader import Loader
 from ewald_jax.graph.budgets import budgets_from_sizes
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, model_to_config, neighborhood
-from ewald_jax.potential import init_params
 from ewald_jax.train.checkpoint import restore_state
 from ewald_jax.train.description import read_description, write_description
 from ewald_jax.train.directory import (
@@ -30,11 +29,12 @@ from ewald_jax.train.directory import (
 from ewald_jax.train.initial import INIT, Initial, find_initial, keep_scale, recorded
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.metrics import metric_names
-from ewald_jax.train.optim import OptimConfig, Plateau, learning_rate, make_optimizer
-from ewald_jax.train.scales import initial_scales
+from ewald_jax.train.optim import OptimConfig, learning_rate, make_optimizer
+from ewald_jax.train.position import Position
 from ewald_jax.train.settings import TrainConfig
 from ewald_jax.train.sharding import data_mesh, replicate, stacked
-from ewald_jax.train.state import TrainState, create_state
+from ewald_jax.train.start import starting_state
+from ewald_jax.train.state import TrainState
 from ewald_jax.train.step import (
     BatchShape,
     EvalStep,
@@ -45,44 +45,6 @@ from ewald_jax.train.step import (
 from ewald_jax.typing import InputError, PyTree
 
 TRAIN, VAL = "train", "val"
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a training stands: what a checkpoint keeps beside the arrays.
-
-    Epoch and batch follow from the step, because each step takes one batch.
-
-    Attributes:
-        step: Steps taken.
-        evaluation_due: Whether the evaluation after this step is still to be done.
-        records: Evaluations done, lines of metrics.jsonl.
-        best: Lowest monitored value so far (its negative, where more is better).
-        plateau: State of the plateau rule.
-        sums: Training sums since the last evaluation.
-        seconds: Seconds since the last evaluation.
-    """
-
-    step: int = 0
-    evaluation_due: bool = False
-    records: int = 0
-    best: float | None = None
-    plateau: Plateau = Plateau()
-    sums: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**values, "plateau": self.plateau._asdict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Position":
-        """The inverse of `to_dict`; other keys are ignored."""
-        fields = {f.name: values[f.name] for f in dataclasses.fields(cls)}
-        fields["plateau"] = Plateau(**values["plateau"])
-        fields["sums"] = {name: tuple(pair) for name, pair in values["sums"].items()}
-        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +121,7 @@ def set_up(
         InputError: For anything that would make the training fail or destroy another.
     """
     continues = check_directory(directory, resume, overwrite)
-    initial = None if continues else find_initial(init, directory, resume)
+    initial = None if continues else find_initial(init, directory, resume, train.members)
     dataset = dataset.suited_to(neighborhood(model))
     splits = _check_data(model, dataset, splits, loss, train)
     written = dict(config or {}) | {
@@ -213,25 +175,26 @@ def set_up(
         directory=directory,
         loaders=loaders,
         schedule=learning_rate(optim, num_steps),
-        train_step=make_train_step(model, tx, loss, optim, statistics.scale, traces, mesh),
-        eval_step=make_eval_step(model, loss, statistics.scale),
+        train_step=make_train_step(
+            model, tx, loss, optim, statistics.scale, traces, mesh, train.members
+        ),
+        eval_step=make_eval_step(model, loss, statistics.scale, members=train.members),
         train_traces=traces,
         data_hash=_hash(dataset, splits),
         dtype=dtype,
         origin=_origin(initial, model),
     )
-    init_key, run_key = jax.random.split(jax.random.key(train.seed))
-    first = next(Loader(dataset, splits[TRAIN][:1], 1, dtype=dtype, prefetch=0).epoch())
-    params = init_params(model, init_key, first)
-    if initial is not None:
-        params = initial.parameters(params)  # scale factors included
-    elif not continues:
-        # Whole batches, however many devices share one.
-        whole = Loader(
-            dataset, splits[TRAIN], train.batch_size, shuffle_seed=train.seed, dtype=dtype
-        )
-        params = initial_scales(train.scales, model, params, whole.epoch())
-    state = create_state(params, tx, run_key, ema=optim.ema_decay > 0)
+    state = starting_state(
+        model,
+        tx,
+        dataset,
+        splits[TRAIN],
+        train=train,
+        ema=optim.ema_decay > 0,
+        initial=initial,
+        scales=not continues,
+        dtype=dtype,
+    )
     position, history = Position(), []
     if continues:
         state, position = _restore(run, state)

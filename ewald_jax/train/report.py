@@ -7,7 +7,8 @@ from typing import Any
 from ase.data import chemical_symbols
 
 from ewald_jax.train.display import Display
-from ewald_jax.train.prepare import Position, Run
+from ewald_jax.train.position import Position
+from ewald_jax.train.prepare import Run
 from ewald_jax.train.state import TrainState, count_parameters
 from ewald_jax.typing import PyTree
 
@@ -29,6 +30,8 @@ class FitResult:
         seconds_per_step: Median, compilations and evaluations left out; None if unknown.
         interrupted: Whether Ctrl-C or SIGTERM ended it early.
         directory: Where everything is.
+        member_metrics: Of an ensemble, whose `params` have a leading axis of members and
+            whose `metrics` are means over them: by split and name, the value of each.
     """
 
     params: PyTree
@@ -41,6 +44,9 @@ class FitResult:
     seconds_per_step: float | None
     interrupted: bool
     directory: Path
+    member_metrics: dict[str, dict[str, list[float]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def summary(run: Run, state: TrainState, at: Position) -> str:
@@ -48,8 +54,12 @@ def summary(run: Run, state: TrainState, at: Position) -> str:
     sizes = ", ".join(f"{len(x.indices)} {name}" for name, x in run.loaders.items())
     start, *notes = run.origin.split("\n")
     start = f"resumed at step {at.step}" if at.step else start
+    members, seeds = run.train.members, run.train.member_seeds
+    count = f"{count_parameters(state.params) // members:,} parameters"
+    if members > 1:
+        count += f", an ensemble of {members} (seeds {seeds[0]} to {seeds[-1]})"
     line = (
-        f"{type(run.model).__name__} with {count_parameters(state.params):,} parameters; "
+        f"{type(run.model).__name__} with {count}; "
         f"{sizes} structures; {run.num_steps} steps, {start}; {run.directory}"
     )
     line = "\n".join([line, *notes])
@@ -66,7 +76,8 @@ def report(result: FitResult, display: Display) -> None:
     """Shows the results: metrics, compilations, time per step."""
     for split, values in result.metrics.items():
         numbers = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-        display.print(f"{split} (step {result.best_step}): {numbers}")
+        mean = ", mean over the members" if result.member_metrics else ""
+        display.print(f"{split} (step {result.best_step}{mean}): {numbers}")
     shapes = "; ".join(
         f"{shape}: {count}" for shape, count in result.compilations_per_bucket.items()
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -98,9 +99,9 @@ def fit_scales(
     chosen = [batch._replace(targets={}) for batch in itertools.islice(batches, count)]
     if not chosen:
         raise InputError("scale factors need at least one batch of structures")
-    observe = jax.jit(lambda params, batch: _observe(model, params, batch))
     for _ in range(len(factors) + 1):
-        sums = [observe(with_scale_factors(params, factors), batch) for batch in chosen]
+        scaled = with_scale_factors(params, factors)
+        sums = [_observe(model, scaled, batch) for batch in chosen]
         total = jax.tree.map(lambda *x: np.sum(jax.device_get(x), axis=0), *sums)
         corrections = {place: _correction(place, *total[place]) for place in factors}
         factors = {place: factors[place] * corrections[place] for place in factors}
@@ -161,6 +162,7 @@ def read_scales(path: Path) -> dict[str, float]:
     return factors
 
 
+@partial(jax.jit, static_argnames="model")
 def _observe(model: nn.Module, params: PyTree, batch: Batch) -> dict[str, jax.Array]:
     """Sums over rows of (variance found, variance wanted, 1) for each factor."""
     _, state = apply_model(model, params, batch, mutable=[OBSERVED])

@@ -11,6 +11,7 @@ _AT_LEAST_ONE = (
     "log_every",
     "max_buckets",
     "devices",
+    "members",
 )
 _NOT_NEGATIVE = (
     "max_steps",
@@ -30,6 +31,9 @@ class TrainConfig:
         max_steps: Stop after so many steps; 0 for no limit.
         batch_size: Structures per step.
         seed: Of the initial parameters and of the order of the structures.
+        members: Networks that are trained at once, an ensemble: their initial parameters are
+            those of the seeds `seed`, `seed` + 1, ..., and all see the same structures in the
+            same order, that of `seed`.
         eval_every: Epochs between evaluations; the last step is always evaluated.
         eval_every_steps: Steps between evaluations, in place of `eval_every` if not 0.
         monitor: Validation metric that decides about the best checkpoint and the plateau.
@@ -42,8 +46,8 @@ class TrainConfig:
         devices: Accelerators that share the structures of a step; more than one take batches
             of a single shape.
         scales: Where the scale factors of GemNet and PaiNN come from (see `nn.scaling`):
-            ``fit`` finds them on the first batches when training starts, a file of
-            ``ewald-jax fit-scales`` gives them, ``none`` leaves 1.
+            ``fit`` finds them on the first batches when training starts, for each member
+            its own, a file of ``ewald-jax fit-scales`` gives them, ``none`` leaves 1.
         tensorboard: Write TensorBoard files.
     """
 
@@ -51,6 +55,7 @@ class TrainConfig:
     max_steps: int = 0
     batch_size: int = 32
     seed: int = 0
+    members: int = 1
     eval_every: int = 1
     eval_every_steps: int = 0
     monitor: str = "loss"
@@ -62,18 +67,17 @@ class TrainConfig:
     scales: str = "none"
     tensorboard: bool = True
 
+    @property
+    def member_seeds(self) -> list[int]:
+        """The seed of each member's initial parameters."""
+        return list(range(self.seed, self.seed + self.members))
+
     def __post_init__(self):
         """Refuse values that make no training."""
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise InputError(f"train.{name} must be at least 1")
-        for name in (
-            "max_steps",
-            "eval_every_steps",
-            "checkpoint_every",
-            "checkpoint_seconds",
-            "seed",
-        ):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise InputError(f"train.{name} must not be negative")
         if self.batch_size % self.devices:

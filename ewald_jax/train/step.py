@@ -85,6 +85,7 @@ def make_train_step(
     scale: float = 1.0,
     traces: list[BatchShape] | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    members: int = 1,
 ) -> TrainStep:
     """Builds the jitted training step.
 
@@ -98,6 +99,8 @@ def make_train_step(
             once per compilation.
         mesh: Devices that share the structures of a step (see `sharding`); batches are then
             stacked.
+        members: Networks of an ensemble that take the step, each as if alone; everything in
+            their state, and every sum, has a leading axis over them if there are several.
 
     Returns:
         ``(state, batch) -> (state, sums)``. The state passed in is donated. The sums are the
@@ -130,10 +133,11 @@ def make_train_step(
         sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
         return new_state.replace(healthy=healthy), sums
 
+    step = _for_each(train_step, members)
     if mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
+        return jax.jit(step, donate_argnums=0)
     return jax.jit(
-        train_step,
+        step,
         donate_argnums=0,
         in_shardings=(same_on(mesh), spread_over(mesh)),
         out_shardings=same_on(mesh),
@@ -148,6 +152,7 @@ def make_eval_step(
     forces: bool | None = None,
     stress: bool | None = None,
     traces: list[BatchShape] | None = None,
+    members: int = 1,
 ) -> EvalStep:
     """Builds the jitted evaluation step.
 
@@ -158,6 +163,7 @@ def make_eval_step(
         forces: Whether to compute forces; None does if the loss reads them.
         stress: Whether to compute stress; None does if the loss reads it.
         traces: As in `make_train_step`.
+        members: As in `make_train_step`.
 
     Returns:
         ``(params, batch) -> sums`` of the loss's terms (model units) and of all metrics (eV,
@@ -173,12 +179,31 @@ def make_eval_step(
         prediction = model_outputs(
             model, params, batch, forces=bool(forces), stress=bool(stress)
         )
-        sums = {}
-        if loss_config is not None:
-            sums = loss_sums(prediction, batch, loss_config, scale)
-        return {**sums, **metric_sums(scale_prediction(prediction, scale), batch)}
+        return prediction_sums(prediction, batch, loss_config, scale)
 
-    return jax.jit(eval_step)
+    return jax.jit(_for_each(eval_step, members))
+
+
+def prediction_sums(
+    prediction: Prediction, batch: Batch, loss_config: LossConfig | None, scale: float
+) -> Sums:
+    """Sums of the loss's terms, if there is one, and of all metrics.
+
+    Args:
+        prediction: In model units.
+        batch: With its labels.
+        loss_config: The loss to report; None for none.
+        scale: eV per model unit.
+    """
+    sums = {}
+    if loss_config is not None:
+        sums = loss_sums(prediction, batch, loss_config, scale)
+    return {**sums, **metric_sums(scale_prediction(prediction, scale), batch)}
+
+
+def _for_each(step: Callable, members: int) -> Callable:
+    """A step of every member of an ensemble on the same batch."""
+    return step if members == 1 else jax.vmap(step, in_axes=(0, None))
 
 
 def scale_prediction(prediction: Prediction, scale: float) -> Prediction:
