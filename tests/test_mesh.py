@@ -18,6 +18,7 @@ from ewald_jax.calculator import EwaldCalculator
 from ewald_jax.graph.waves import mesh_fits
 from ewald_jax.kspace import bspline, mesh, mesh_rule, windows
 from ewald_jax.models import neighborhood
+from ewald_jax.nn import cfconv
 from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.typing import InputError
 
@@ -353,3 +354,31 @@ def test_budgets_hold_meshes():
     budget = ewald_jax.graph.single_budget([small], slack=0.2)
     assert mesh_fits(budget, small) and not mesh_fits(budget, large)
     assert np.prod(budget.mesh) >= 1.2 * np.prod(small.waves.mesh)
+
+
+def test_convolutions_of_very_many_edges_go_in_blocks(rng, monkeypatch):
+    """So that structures as large as the mesh allows fit the memory; to second order."""
+    nodes, edges, width = 20, 301, 6
+    h, rbf, weights = (
+        jnp.asarray(rng.normal(size=s)) for s in ((nodes, 8), (edges, 5), edges)
+    )
+    senders, receivers = rng.integers(0, nodes, (2, edges))
+    module = cfconv.ContinuousFilterConvolution(width)
+    rest = jnp.asarray(senders), jnp.sort(jnp.asarray(receivers))
+    params = module.init(jax.random.key(0), h, rbf, weights, *rest)
+    params = jax.tree.map(lambda x: x.astype(float), params)
+
+    def slopes():
+        def energy(*args):
+            return jnp.sum(jnp.tanh(module.apply(*args, weights, *rest)))
+
+        def total(*args):
+            found = jax.tree.leaves(jax.grad(energy, argnums=(0, 1, 2))(*args))
+            return sum(jnp.sum(jnp.sin(x)) for x in found)
+
+        return jax.tree.leaves(jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, h, rbf))
+
+    whole = slopes()
+    monkeypatch.setattr(cfconv, "_LARGE", 4 * 64 * width)
+    for one, other in zip(slopes(), whole, strict=True):
+        assert_close(one, other, 1e-12)
