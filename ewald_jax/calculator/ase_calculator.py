@@ -110,6 +110,7 @@ class EwaldCalculator(Calculator):
         self._check_elements = ElementCheck(statistics, strict)
         with raised_as(SetupError):
             self._neighborhood = neighborhood(model)
+            self._alone = neighborhood(model, alone=True)
             if members != 1 and count_members(params) != members:
                 raise InputError(
                     f"members is {members}, but the parameters have a leading axis of "
@@ -265,7 +266,7 @@ class EwaldCalculator(Calculator):
         """A list that still holds if there is one, else a new one."""
         found = next((x for x in self._lists if still_holds(x, atoms)), None)
         if found is None:
-            found = verlet_list(atoms, self._neighborhood, self._skin)
+            found = verlet_list(atoms, self._alone, self._skin)
             self._searches += 1
         # The least recently used one goes.
         others = [x for x in self._lists if x is not found]

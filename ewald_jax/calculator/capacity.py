@@ -15,6 +15,7 @@ from ewald_jax.graph import (
 from ewald_jax.graph.build import completed_cell
 from ewald_jax.graph.schema import PBC, Budget, Neighborhood
 from ewald_jax.graph.verlet import VerletList
+from ewald_jax.graph.waves import mesh_fits
 from ewald_jax.typing import InputError
 
 _BYTES_PER_CANDIDATE = 150
@@ -49,7 +50,11 @@ class Capacity:
         exact = single_budget([structure], self._triplets)
         key = (exact.n_node, int(structure.graph.globals[PBC].sum()))
         before = self._budgets.get(key)
-        if before is not None and fits(before, sizes_of([structure])):
+        if (
+            before is not None
+            and fits(before, sizes_of([structure]))
+            and mesh_fits(before, structure)
+        ):
             return before
         # Neighbors come in shells: those of a compressed structure may be many at once.
         compressed = structure_from_list(listed, atoms, compression=1 + self._slack)
@@ -62,6 +67,7 @@ class Capacity:
             triplets, far = self._triplets, listed.far is not None
             candidates.append(_all_pairs(exact, len(atoms), triplets, far))
         grown = Budget(*map(max, *candidates))
+        grown = grown._replace(mesh=tuple(map(max, *(c.mesh for c in candidates))))
         self._budgets[key] = grown
         return grown
 

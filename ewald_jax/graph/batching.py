@@ -23,7 +23,7 @@ from ewald_jax.graph.schema import (
     Triplets,
 )
 from ewald_jax.graph.triplets import build_triplets, degrees
-from ewald_jax.graph.waves import joined_waves
+from ewald_jax.graph.waves import joined_mesh, joined_waves
 from ewald_jax.typing import InputError
 
 
@@ -47,7 +47,7 @@ def batch_graphs(
 
     Raises:
         InputError: If there are no structures, they do not fit the budget, only some have far
-            edges or wave vectors, or the labels are not those of the structures.
+            edges, wave vectors or a mesh, or the labels are not those of the structures.
     """
     if not structures:
         raise InputError("a batch needs at least one structure")
@@ -81,6 +81,7 @@ def batch_graphs(
         _triplets(graph, n_edge, *edge_slots) if triplets else None,
         far_edges,
         joined_waves(structures, rows, len(graph.nodes[SPECIES]), shape),
+        joined_mesh(structures, shape),
     )
 
 

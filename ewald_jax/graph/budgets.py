@@ -11,7 +11,7 @@ import numpy as np
 
 from ewald_jax.graph.schema import Budget, Sizes, Structure
 from ewald_jax.graph.triplets import degrees
-from ewald_jax.graph.waves import in_pairs, packed_rows
+from ewald_jax.graph.waves import in_pairs, packed_rows, roomy_mesh
 from ewald_jax.typing import InputError
 
 _QUANTILES = (0.5, 0.95, 1.0)
@@ -171,7 +171,7 @@ def single_budget(
     Args:
         structures: At least one.
         triplets: Leave slots for triplets.
-        slack: Share by which edges and wave vectors may grow.
+        slack: Share by which edges, wave vectors and the volume on a mesh may grow.
 
     Returns:
         The budget.
@@ -183,7 +183,8 @@ def single_budget(
     totals = [math.ceil(getattr(sizes, name).sum() * room[name]) for name in _TOTALS]
     largest = [math.ceil(getattr(sizes, name).max() * room[name]) for name in _LARGEST]
     budget = _rounded(totals, largest, len(structures), triplets)
-    return budget._replace(pair_rows=_pair_rows(sizes, budget.max_nodes))
+    pair_rows = _pair_rows(sizes, budget.max_nodes)
+    return budget._replace(pair_rows=pair_rows, mesh=roomy_mesh(structures, slack))
 
 
 def coarse_budget(

@@ -31,11 +31,10 @@ always padding.
 
 ``Batch.triplets``, for models with angles, lists the edges that meet at each node; each pair of
 them is a triplet of atoms. ``Batch.far_edges``, for models with the atom-to-atom block, is a
-second set of edges on the same nodes with a larger cutoff. Both are absent (None) for models
-that need neither; see `Triplets` and `Edges` for shapes and padding.
-
-``Batch.waves``, for models with the `radial` scheme of Ewald message passing, holds the wave
-vectors of each structure as the host chose them for its boundary conditions; see `Waves`.
+second set of edges on the same nodes with a larger cutoff. ``Batch.waves``, for models with the
+`radial` scheme of Ewald message passing, holds the wave vectors as the host chose them for the
+boundary conditions. All are absent (None) for models that do not need them; see `Triplets`,
+`Edges` and `Waves` for shapes and padding.
 
 ``Batch.targets`` holds labels beside the graph, where no model sees them:
 
@@ -129,8 +128,7 @@ class Neighborhood:
     def edge_fields(self) -> dict[str, Any]:
         """The fields that decide which edges there are; equal for equal edges."""
         fields = dataclasses.asdict(self)
-        # Tables of the same edges, and what has nothing to do with edges.
-        del fields["triplets"], fields["waves"]
+        del fields["triplets"], fields["waves"]  # tables of the same edges, and no edges
         # Without a limit nothing is cut, and the edges are symmetric anyway.
         fields["symmetric"] = self.symmetric and self.max_neighbors is not None
         if self.far_cutoff is None:
@@ -159,8 +157,8 @@ class Edges(NamedTuple):
 class Triplets(NamedTuple):
     """The edges that meet at each node, in slots: dense, so that sums over them are products.
 
-    Edges k -> j and j -> i are a triplet with j in the middle, as are two edges into j. Slots
-    and edges of padding are empty: they hold one past the last index.
+    Edges k -> j and j -> i are a triplet with j in the middle, as are two edges into j. Empty
+    slots and edges of padding hold one past the last index.
 
     Attributes:
         in_edges: [nodes, in_slots] int32 edges that end at each node.
@@ -178,9 +176,7 @@ class Triplets(NamedTuple):
 
 
 class Waves(NamedTuple):
-    """Wave vectors of the `radial` scheme, one row per structure (see `kspace.waves`).
-
-    Axes are counted with the periodic ones first.
+    """Wave vectors of the `radial` scheme, periodic axes first (see `kspace.waves`).
 
     Attributes:
         indices: [rows, kvecs, 3] int32 on the reciprocal lattice; 0 for padding.
@@ -231,6 +227,7 @@ class Batch(NamedTuple):
         triplets: For models with angles, else None.
         far_edges: For models with the atom-to-atom block, else None.
         waves: For models with the `radial` scheme, else None.
+        mesh: For crystals on a mesh int32 indices of its waves along each axis, else None.
     """
 
     graph: jraph.GraphsTuple
@@ -239,6 +236,7 @@ class Batch(NamedTuple):
     triplets: Triplets | None = None
     far_edges: Edges | None = None
     waves: Waves | None = None
+    mesh: tuple[Array, Array, Array] | None = None
 
 
 class Sizes(NamedTuple):
@@ -284,6 +282,7 @@ class Budget(NamedTuple):
         n_pairs: Pairs of atoms of all molecules in pair form, 0 for none.
         pair_rows: Rows of `max_nodes` slots for these molecules.
         n_quad: Nodes of the pair form, 0 for none.
+        mesh: Least points of a mesh along each lattice vector.
     """
 
     n_node: int
@@ -297,3 +296,4 @@ class Budget(NamedTuple):
     n_pairs: int = 0
     pair_rows: int = 0
     n_quad: int = 0
+    mesh: tuple[int, int, int] = (0, 0, 0)

@@ -16,7 +16,8 @@ from ewald_jax.graph.build import check_atoms, check_distances, completed_cell, 
 from ewald_jax.graph.neighbors import Neighbors, nearest, neighbor_list, symmetrised
 from ewald_jax.graph.schema import Edges, Neighborhood, Structure
 from ewald_jax.graph.waves import with_waves
-from ewald_jax.kspace.waves import MARGIN, WaveSet
+from ewald_jax.kspace.mesh_rule import MARGIN
+from ewald_jax.kspace.waves import WaveSet
 from ewald_jax.typing import Float, InputError
 
 _OPEN_STRAIN = 0.005

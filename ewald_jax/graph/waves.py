@@ -13,6 +13,7 @@ from ewald_jax.graph.schema import (
     Structure,
     Waves,
 )
+from ewald_jax.kspace.mesh_rule import fast_shape
 from ewald_jax.kspace.open import radial_nodes
 from ewald_jax.kspace.waves import WaveSet, wave_set
 from ewald_jax.typing import InputError
@@ -106,6 +107,48 @@ def joined_waves(
         senders[pairs], receivers[pairs] = i + first, j + first
         start += len(i)
     return waves
+
+
+def roomy_mesh(structures: Sequence[Structure], slack: float) -> tuple[int, int, int]:
+    """The shape of a mesh that does for all, also for volumes larger by a share `slack`."""
+    shapes = [s.waves.mesh for s in structures if s.waves is not None]
+    least = np.max([(0, 0, 0), *shapes], axis=0) * (1 + slack) ** (1 / 3)
+    return fast_shape(least) if least.any() else (0, 0, 0)
+
+
+def mesh_fits(budget: Budget, structure: Structure) -> bool:
+    """Whether the mesh of a budget is fine enough for a structure."""
+    needed = (0, 0, 0) if structure.waves is None else structure.waves.mesh
+    return all(have >= need for have, need in zip(budget.mesh, needed, strict=True))
+
+
+def joined_mesh(
+    structures: Sequence[Structure], budget: Budget
+) -> tuple[np.ndarray, ...] | None:
+    """The waves of a mesh that is fine enough for all structures of a batch.
+
+    Args:
+        structures: All of them on a mesh, or none.
+        budget: Least size of the mesh.
+
+    Returns:
+        Indices along each axis, None if no structure is on a mesh.
+
+    Raises:
+        InputError: If only some are.
+    """
+    sets = [structure.waves for structure in structures]
+    on_mesh = [found is not None and any(found.mesh) for found in sets]
+    if not any(on_mesh):
+        return None
+    if not all(on_mesh):
+        raise InputError(
+            f"structure {on_mesh.index(True)} has its wave vectors on a mesh, but structure "
+            f"{on_mesh.index(False)} of the same batch has not; expected structures that are "
+            "periodic along all three lattice vectors, batches of one, or ewald.sum 'direct'"
+        )
+    shape = np.max([budget.mesh, *(found.mesh for found in sets)], axis=0)
+    return tuple(np.round(n * np.fft.fftfreq(n)).astype(np.int32) for n in shape)
 
 
 def packed(n_node: Sequence[int] | np.ndarray, slots: int) -> list[tuple[int, int]]:

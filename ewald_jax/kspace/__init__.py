@@ -7,6 +7,7 @@ from ewald_jax.kspace.boundary import (
     scaled_positions,
     wave_vectors,
 )
+from ewald_jax.kspace.bspline import grid_windows, sorting
 from ewald_jax.kspace.channels import CHANNELS, channel_basis
 from ewald_jax.kspace.damping import sinc_damping
 from ewald_jax.kspace.filters import (
@@ -25,6 +26,16 @@ from ewald_jax.kspace.grids import (
     lattice_sphere,
     reciprocal_cell,
     voxel_grid,
+)
+from ewald_jax.kspace.mesh import mesh_basis, mesh_message
+from ewald_jax.kspace.mesh_rule import (
+    MAX_ORDER,
+    MIN_ORDER,
+    MeshRule,
+    check_mesh,
+    fast_shape,
+    mesh_error,
+    mesh_spacing,
 )
 from ewald_jax.kspace.open import (
     open_message,
@@ -45,6 +56,9 @@ from ewald_jax.kspace.sums import (
 from ewald_jax.kspace.waves import WaveRule, WaveSet, wave_set
 
 __all__ = [
+    "MAX_ORDER",
+    "MIN_ORDER",
+    "MeshRule",
     "PlaneSums",
     "CHANNELS",
     "WaveRule",
@@ -55,15 +69,22 @@ __all__ = [
     "cell_volume",
     "centre",
     "channel_basis",
+    "check_mesh",
     "coulomb_filter",
     "ewald_message",
+    "fast_shape",
     "fractional",
     "gaussian_rbf",
+    "grid_windows",
     "half_box",
     "lattice_kvecs",
     "lattice_phases",
     "lattice_sphere",
     "low_rank_filter",
+    "mesh_basis",
+    "mesh_error",
+    "mesh_message",
+    "mesh_spacing",
     "message_from_phases",
     "num_radial",
     "open_message",
@@ -78,6 +99,7 @@ __all__ = [
     "reciprocal_cell",
     "scaled_positions",
     "sinc_damping",
+    "sorting",
     "structure_factor",
     "svd_frame",
     "voxel_grid",

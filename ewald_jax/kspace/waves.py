@@ -2,7 +2,8 @@ r"""Which wave vectors stand for a structure, whatever its boundary conditions (
 
 The `radial` message is one integral over k-space, of which each periodic direction makes a sum:
 
-* crystal: the vectors of the reciprocal lattice;
+* crystal: the vectors of the reciprocal lattice, for large ones those of a grid
+  (`kspace.mesh`);
 * slab, wire: those of the periodic directions, each with an integral over the open ones;
 * molecule: an integral over all directions, done in closed form between pairs of atoms
   (`kspace.open`), or, for large molecules, by quadrature of the sphere.
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ewald_jax.kspace.mesh_rule import MARGIN, MeshRule, check_shape, mesh_pays, mesh_shape
 from ewald_jax.kspace.quadrature import (
     gauss_legendre,
     half_circle,
@@ -29,12 +31,11 @@ from ewald_jax.kspace.quadrature import (
 )
 from ewald_jax.typing import Bool, Float, InputError, Int
 
-MARGIN = 1.05
-"""Vectors a little beyond the cutoff are kept: their filter is zero, but in a cell strained by
-some per cent since they were chosen it may not be."""
-
 _MAX_BOX = 4_000_000
 """Indices that are looked through at most; a search so large has hopelessly many results."""
+
+_SMALL = 100_000
+"""Nodes times wave vectors of structures that no mesh is faster for."""
 
 _MAX_RADIAL = 2000
 """Nodes of a quadrature: enough for 5000 Å at a cutoff of 1.5 / Å."""
@@ -53,12 +54,14 @@ class WaveRule:
             resolved.
         max_pair_nodes: Molecules of more atoms take the quadrature of the sphere.
         max_kvecs: Structures that need more are refused.
+        mesh: For crystals on a mesh; None for the direct sum.
     """
 
     k_cutoff: float
     width: float
     max_pair_nodes: int = 1024
     max_kvecs: int = 65536
+    mesh: MeshRule | None = None
 
 
 class WaveSet(NamedTuple):
@@ -70,6 +73,7 @@ class WaveSet(NamedTuple):
         nodes: [kvecs] of the quadrature, see `boundary.wave_vectors`.
         weights: [kvecs] quadrature weights, twice for vectors that stand for two.
         num_quad: Radial nodes of the pair form, 0 where the other arrays are used.
+        mesh: Shape of the grid, all 0 where the other arrays are used.
     """
 
     indices: Int[np.ndarray, "kvecs 3"]
@@ -77,6 +81,7 @@ class WaveSet(NamedTuple):
     nodes: Float[np.ndarray, " kvecs"]
     weights: Float[np.ndarray, " kvecs"]
     num_quad: int = 0
+    mesh: tuple[int, int, int] = (0, 0, 0)
 
 
 def wave_set(
@@ -97,24 +102,27 @@ def wave_set(
             fine enough.
 
     Returns:
-        The set; empty for a molecule in pair form.
+        The set; empty for a molecule in pair form and for a crystal on a mesh.
 
     Raises:
-        InputError: If it would be larger than the limit, with how many and what to lower.
+        InputError: If it, or its mesh, would be larger than the limit, with how many and what
+            to lower.
     """
     cell, pbc = np.asarray(cell, np.float64), np.asarray(pbc, bool)
     order = axis_order(pbc)
     periodic = cell[order][: int(pbc.sum())]
     points = np.asarray(positions, np.float64)
     if len(periodic) == 3:
+        shape = _mesh(periodic, len(points), rule)
+        if shape is not None:
+            return WaveSet(*_nothing(), mesh=shape)
         found = _crystal(periodic, rule)
     elif len(periodic) == 2:
         found = _slab(periodic, points, rule, margin)
     elif len(periodic) == 1:
         found = _wire(periodic, points, rule, margin)
     elif len(points) <= rule.max_pair_nodes:
-        nothing = np.zeros((0, 3), np.int32), np.zeros((0, 3)), np.zeros(0), np.zeros(0)
-        return WaveSet(*nothing, _num_radial(rule, diameter(points, rule) + margin))
+        return WaveSet(*_nothing(), _num_radial(rule, diameter(points, rule) + margin))
     else:
         found = _molecule(points, rule, margin)
     _check_number(len(found.nodes), rule)
@@ -135,6 +143,25 @@ def diameter(points: Float[np.ndarray, "nodes dim"], rule: WaveRule) -> float:
     return float(
         np.sqrt(max(np.max(square[:, None] + square - 2 * points @ points.T), 0.0))
     )
+
+
+def _nothing() -> tuple[np.ndarray, ...]:
+    return np.zeros((0, 3), np.int32), np.zeros((0, 3)), np.zeros(0), np.zeros(0)
+
+
+def _mesh(periodic: np.ndarray, n_node: int, rule: WaveRule) -> tuple[int, int, int] | None:
+    """Shape of the grid, None where the direct sum is asked for or cheaper."""
+    if rule.mesh is None:
+        return None
+    limit = rule.k_cutoff * MARGIN
+    num_kvecs = abs(np.linalg.det(periodic)) * limit**3 / (12 * np.pi**2)
+    if not rule.mesh.always and num_kvecs * n_node < _SMALL:
+        return None
+    shape = mesh_shape(periodic, rule.mesh)
+    if not (rule.mesh.always or mesh_pays(n_node, num_kvecs, shape, rule.mesh.order)):
+        return None
+    check_shape(shape, rule.mesh)
+    return shape
 
 
 def _crystal(periodic: np.ndarray, rule: WaveRule) -> WaveSet:

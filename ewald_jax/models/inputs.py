@@ -13,11 +13,12 @@ from ewald_jax.nn.ewald_config import check_boundary
 from ewald_jax.typing import InputError
 
 
-def neighborhood(model: nn.Module) -> Neighborhood:
+def neighborhood(model: nn.Module, alone: bool = False) -> Neighborhood:
     """Which edges and wave vectors a model needs of a structure.
 
     Args:
         model: From `build_model`.
+        alone: For structures that are batches of their own, see `EwaldConfig.wave_rule`.
 
     Returns:
         Its cutoff and limit of neighbors; ``symmetric_edges``, ``needs_triplets`` and the
@@ -32,7 +33,7 @@ def neighborhood(model: nn.Module) -> Neighborhood:
         triplets=getattr(model, "needs_triplets", False),
         far_cutoff=None if atomic is None else atomic.cutoff,
         far_max_neighbors=None if atomic is None else atomic.max_neighbors,
-        waves=None if model.ewald is None else model.ewald.waves,
+        waves=None if model.ewald is None else model.ewald.wave_rule(alone),
     )
 
 
@@ -53,7 +54,7 @@ def batch_from_atoms(
         InputError: If a structure is broken or not for this model, naming its index.
     """
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
-    needed = neighborhood(model)
+    needed = neighborhood(model, alone=len(list_of_atoms) == 1)
     structures = []
     for index, atoms in enumerate(list_of_atoms):
         try:

@@ -36,10 +36,13 @@ class LowRank(NamedTuple):
             [rows, kvecs, bottleneck] with the weights of the vectors.
         kernel: [rows, slots, slots, bottleneck] their kernels between the atoms of molecules,
             None if there are none in pair form.
+        mesh: [rows, bottleneck, k1, k2, k3_half] their values at the waves of a mesh, None if
+            there is none.
     """
 
     waves: Float[Array, "*rows kvecs bottleneck"]
     kernel: Float[Array, "rows slots slots bottleneck"] | None = None
+    mesh: Float[Array, "rows bottleneck k1 k2 k3_half"] | None = None
 
 
 class EwaldFilter(nn.Module):
@@ -74,7 +77,10 @@ class EwaldFilter(nn.Module):
             down = jnp.concatenate([down, rows])
         down = down.astype(kspace.basis.dtype)
         kernel = None if kspace.pairs is None else _kernel(kspace.pairs, down)
-        return LowRank(kspace.basis @ down, kernel)
+        mesh = None
+        if kspace.mesh is not None:
+            mesh = jnp.moveaxis(kspace.mesh.basis @ down, -1, 1)
+        return LowRank(kspace.basis @ down, kernel, mesh)
 
 
 class EwaldBlock(nn.Module):
@@ -204,4 +210,17 @@ def _message_of_heads(
         dense = ops.to_dense(h, pairs.nodes)
         dense = jax.vmap(ks.pair_message)(dense, low_rank.kernel)
         message += config.prefactor * ops.from_dense(dense, pairs.node_slot)
+    if low_rank.mesh is not None:
+        message += config.prefactor * _message_on_mesh(h, kspace, low_rank.mesh)
     return message
+
+
+def _message_on_mesh(h: Array, kspace: KSpace, filters: Array) -> Array:
+    """Structures one after the other, for the sake of memory."""
+    mesh = kspace.mesh
+    dense = ops.to_dense(h, mesh.nodes)
+    dense = jax.lax.map(
+        lambda row: ks.mesh_message(*row, size=len(mesh.size)),
+        (dense, mesh.first, mesh.weights, filters.astype(h.dtype)),
+    )
+    return ops.from_dense(dense, mesh.node_slot)

@@ -17,6 +17,8 @@ start far below that, and learn slowly."""
 
 SCHEMES = ("lattice", "voxel", "radial")
 
+SUMS = ("auto", "direct", "mesh")
+
 _DEFAULTS = {
     "lattice": {"k_cutoff": 0.6, "num_k_rbf": 128, "prefactor": PAPER_PREFACTOR},
     "voxel": {"k_cutoff": 0.6, "num_k_rbf": 128, "prefactor": PAPER_PREFACTOR},
@@ -55,6 +57,13 @@ class EwaldConfig:
         max_kvecs: radial: structures that need more wave vectors are refused.
         max_pair_nodes: radial: molecules of more atoms take a quadrature of the sphere in
             place of pairs.
+        sum: radial: how messages in crystals are summed: "direct" over wave vectors, "mesh" by
+            fast Fourier transforms, "auto" by what is faster for a crystal that is alone in
+            its batch (`kspace.mesh_rule`), and directly in batches of several.
+        mesh_order: Order of the B-splines of the mesh.
+        mesh_spacing: Largest spacing of the mesh, Å; None for the largest with
+            `mesh_accuracy`.
+        mesh_accuracy: Bound of the mesh's error, see `kspace.mesh_rule.mesh_error`.
     """
 
     scheme: Literal["radial", "lattice", "voxel"] = "radial"
@@ -72,6 +81,10 @@ class EwaldConfig:
     prefactor: float | None = None
     max_kvecs: int = 65536
     max_pair_nodes: int = 1024
+    sum: Literal["auto", "direct", "mesh"] = "auto"
+    mesh_order: int = 6
+    mesh_spacing: float | None = None
+    mesh_accuracy: float = 1e-3
 
     def __post_init__(self):
         """Fills in the defaults of the scheme and checks the values.
@@ -109,6 +122,10 @@ class EwaldConfig:
             self._check_radial()
         else:
             host_kvecs(self)  # refuses an empty set
+            if self.sum == "mesh":
+                raise InputError(
+                    f"ewald.sum 'mesh' needs ewald.scheme 'radial', not {self.scheme!r}"
+                )
             if self.equivariant:
                 raise InputError(
                     f"ewald.equivariant needs ewald.scheme 'radial', not {self.scheme!r}: "
@@ -128,6 +145,26 @@ class EwaldConfig:
         for name in ("max_kvecs", "max_pair_nodes"):
             if getattr(self, name) < 0:
                 raise InputError(f"ewald.{name} must be >= 0, not {getattr(self, name)}")
+        if self.sum not in SUMS:
+            raise InputError(f"ewald.sum must be one of {SUMS}, not {self.sum!r}")
+        orders = range(ks.MIN_ORDER, ks.MAX_ORDER + 1)
+        if self.mesh_order not in orders:
+            raise InputError(
+                f"ewald.mesh_order must be from {orders[0]} to {orders[-1]}, not "
+                f"{self.mesh_order}"
+            )
+        if not 0 < self.mesh_accuracy < math.inf:
+            raise InputError(
+                f"ewald.mesh_accuracy must be larger than 0 and finite, not "
+                f"{self.mesh_accuracy}"
+            )
+        if self.mesh_spacing is not None:
+            if not self.mesh_spacing > 0:
+                raise InputError(
+                    f"ewald.mesh_spacing must be larger than 0 Å, not {self.mesh_spacing}"
+                )
+            mesh = (self.mesh_order, self.mesh_spacing, self.mesh_accuracy)
+            ks.check_mesh(*mesh, self.k_cutoff)
 
     @classmethod
     def as_published(cls, scheme: str = "voxel", **fields) -> "EwaldConfig":
@@ -139,10 +176,20 @@ class EwaldConfig:
     @property
     def waves(self) -> ks.WaveRule | None:
         """Which wave vectors structures need, for `graph.Neighborhood`; None for fixed ones."""
+        return self.wave_rule()
+
+    def wave_rule(self, alone: bool = False) -> ks.WaveRule | None:
+        """As `waves`, with a choice of the sum if structures are `alone` in their batches."""
         if self.scheme != "radial":
             return None
+        mesh = None
+        if self.sum == "mesh" or (self.sum == "auto" and alone):
+            spacing = self.mesh_spacing or ks.mesh_spacing(
+                self.mesh_order, self.mesh_accuracy, self.k_cutoff
+            )
+            mesh = ks.MeshRule(self.mesh_order, spacing, self.sum == "mesh")
         width = 1 / (self.num_k_rbf - 1)
-        return ks.WaveRule(self.k_cutoff, width, self.max_pair_nodes, self.max_kvecs)
+        return ks.WaveRule(self.k_cutoff, width, self.max_pair_nodes, self.max_kvecs, mesh)
 
 
 def host_kvecs(config: EwaldConfig) -> np.ndarray:

@@ -37,6 +37,26 @@ class PairSpace(NamedTuple):
     basis: Float[Array, "quad basis"]
 
 
+class MeshSpace(NamedTuple):
+    """Crystals of the `radial` scheme on a mesh, see `kspace.mesh`.
+
+    Attributes:
+        nodes: [rows, slots] node of each slot: as in the dense layout, in another order.
+        node_slot: [nodes] slot of each node.
+        first: [rows, slots, 3] lowest grid point of each atom's window.
+        weights: [rows, slots, order, order, order] of the points in it.
+        basis: [rows, k1, k2, k3_half, basis] of the filters.
+        size: [k3] waves along the last axis, of which `basis` has half.
+    """
+
+    nodes: Int[Array, "rows slots"]
+    node_slot: Int[Array, " nodes"]
+    first: Int[Array, "rows slots 3"]
+    weights: Float[Array, "rows slots order order order"]
+    basis: Float[Array, "rows k1 k2 k3_half basis"]
+    size: Int[Array, " k3"]
+
+
 class KSpace(NamedTuple):
     """Everything that the blocks share, computed once per step.
 
@@ -49,6 +69,7 @@ class KSpace(NamedTuple):
         node_slot: [nodes] slot of each node.
         pairs: Molecules in pair form, None if there are none.
         planes: [rows, 2 kvecs] of the plane waves in slabs, None without a Coulomb channel.
+        mesh: Crystals on a mesh, None if there are none.
     """
 
     phases: Float[Array, "rows slots two_kvecs"]
@@ -57,6 +78,7 @@ class KSpace(NamedTuple):
     node_slot: Int[Array, " nodes"]
     pairs: PairSpace | None = None
     planes: ks.PlaneSums | None = None
+    mesh: MeshSpace | None = None
 
 
 def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
@@ -87,7 +109,8 @@ def kspace_geometry(config: EwaldConfig, batch: Batch) -> KSpace:
         return KSpace(table, None, index, node_slot)
     if config.scheme == "radial":
         table, planes, basis, pairs = _radial(config, batch, dense, mask)
-        return KSpace(table, basis, index, node_slot, pairs, planes)
+        mesh = None if batch.mesh is None else _mesh(config, batch, dense, mask)
+        return KSpace(table, basis, index, node_slot, pairs, planes, mesh)
     kvecs = jnp.asarray(host_kvecs(config), positions.dtype)
     framed = ks.svd_frame(dense, mask, config.min_frame_nodes)
     damping = ks.sinc_damping(framed, config.delta_k, config.sinc)
@@ -141,17 +164,44 @@ def _radial(
     graph, nodes = batch.graph, jnp.asarray(waves.pair_index)
     positions = graph.nodes["positions"]
     between = positions[waves.senders] - positions[waves.receivers]
-    node_slot = jnp.full(positions.shape[0], nodes.size).at[nodes.reshape(-1)]
-    node_slot = node_slot.set(jnp.arange(nodes.size), mode="drop")
     pairs = PairSpace(
         jnp.sum(between**2, axis=-1),
         pair_places(graph, nodes, between.shape[0]),
         nodes,
-        node_slot,
+        slots_of(nodes, positions.shape[0]),
         (k_cutoff * x) ** 2,
         in_pairs,
     )
     return table, planes, basis, pairs
+
+
+def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshSpace:
+    """Windows and filters of crystals, which all rows are."""
+    indices, order = batch.mesh, config.mesh_order
+
+    # Of the filters' many exponentials only the values are kept.
+    @jax.checkpoint
+    def basis_of(cell):
+        options = (config.k_cutoff, config.num_k_rbf, config.channels, order)
+        return ks.mesh_basis(indices, cell, *options)
+
+    def windows_of(positions, mask, cell, nodes):
+        scaled = ks.fractional(ks.centre(positions, mask), cell)
+        places = ks.sorting(scaled, shape)
+        return nodes[places], *ks.grid_windows(scaled[places], shape, order)
+
+    shape, cell = tuple(map(len, indices)), graph_rows(batch, "cell", len(dense))
+    nodes, first, weights = jax.vmap(windows_of)(dense, mask, cell, batch.dense_index)
+    node_slot = slots_of(nodes, len(batch.graph.nodes["positions"]))
+    return MeshSpace(
+        nodes, node_slot, first, weights, jax.vmap(basis_of)(cell), indices[-1]
+    )
+
+
+def slots_of(nodes: Int[Array, "rows slots"], n_node: int) -> Int[Array, " nodes"]:
+    """Flat slot of each node; ``rows * slots`` for one without."""
+    slots = jnp.full(n_node, nodes.size).at[nodes.reshape(-1)]
+    return slots.set(jnp.arange(nodes.size), mode="drop")
 
 
 def pair_places(
