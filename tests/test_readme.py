@@ -19,6 +19,17 @@ pytestmark = pytest.mark.configs
 # Two steps, with enough structures that every element is among them.
 SHORT = "data.limit=500 data.limit_eval=4 train.max_steps=2 train.batch_size=4"
 
+LOADED = """
+import sys
+import numpy as np
+sys.path.insert(0, "exported")
+import load_exported
+predict = load_exported.load("exported/model.npz")
+water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+out = predict(np.array([8, 1, 1]), water, np.zeros((3, 3)), np.zeros(3, bool))
+assert np.isfinite(out["energy"]) and out["forces"].shape == (3, 3)
+"""
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -78,29 +89,15 @@ def test_commands_then_python(workplace):
     run(["bash", "-euo", "pipefail", "-c", shell], workplace)
     assert (workplace / "relaxed.traj").exists() and (workplace / "md.traj").exists()
 
+    run(["bash", "-euc", blocks("bash", "Use without this package")], workplace)
+    run([sys.executable, "-c", LOADED], workplace)  # tests/test_export.py has the numbers
+
 
 def test_first_prediction(workplace):
     said = run([sys.executable, "-c", blocks("python", "Try it")], workplace)
     # Eight atoms of GFN2-xTB, near the minimum.
     energy, unit, force, _ = said.split()
     assert unit == "eV" and -450 < float(energy) < -300 and float(force) < 5
-
-
-def test_use_without_this_package(workplace):
-    """After the commands above, which train the model; in tests/test_export.py the numbers."""
-    assert (workplace / "runs/radial").exists()
-    run(
-        ["bash", "-euo", "pipefail", "-c", blocks("bash", "Use without this package")],
-        workplace,
-    )
-    program = (
-        "import sys; sys.path.insert(0, 'exported'); import load_exported, numpy as np;"
-        "predict = load_exported.load('exported/model.npz');"
-        "water = np.array([[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]);"
-        "out = predict(np.array([8, 1, 1]), water, np.zeros((3, 3)), np.zeros(3, bool));"
-        "assert np.isfinite(out['energy']) and out['forces'].shape == (3, 3)"
-    )
-    run([sys.executable, "-c", program], workplace)
 
 
 def test_three_lines_in_a_network_of_ones_own(workplace):
