@@ -31,6 +31,12 @@ if "XLA_FLAGS" not in os.environ:
     ):
         os.environ["XLA_FLAGS"] = QUICK
 
+# Small programs run once are ready sooner without optimisations, here and in the commands that
+# tests start; what they compute stays the same.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 2)
 
