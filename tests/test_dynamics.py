@@ -59,11 +59,11 @@ def with_repulsion(calc, sigma):
     return SumCalculator([calc, repulsion])
 
 
-def dynamics(calc, atoms, steps, timestep=0.5, draw=True):
+def dynamics(calc, atoms, steps, timestep=0.5, temperature=300.0):
     """Times, ps, and total energies, eV, of velocity Verlet in steps of some fs."""
     atoms.calc = calc
-    if draw:
-        draw_velocities(atoms, 300.0, np.random.default_rng(0))
+    if temperature:
+        draw_velocities(atoms, temperature, np.random.default_rng(0))
     run = VelocityVerlet(atoms, timestep * units.fs).irun(steps)
     found = [
         (step * timestep * 1e-3, atoms.get_total_energy()) for step, _ in enumerate(run)
@@ -94,16 +94,22 @@ def test_energy_is_kept(x64, name, kind):
     calc = with_repulsion(calculator(name, np.float64, scale=0.3), sigma)
     # Heat that is still on its way between positions and momenta looks like a drift: the
     # integrator's own energy differs from the total by a share of each.
+    # Of few atoms with bonds to hydrogen, the total energy swings at 300 K by 1 meV per atom with
+    # the integrator's error, and a line through a picosecond of that has any slope: they are cold.
     atoms.calc = calc
-    BFGS(FrechetCellFilter(atoms) if kind == "crystal" else atoms, logfile=None).run(
-        fmax=0.03, steps=40
-    )
-    dynamics(calc, atoms, 1000)
+    if kind == "crystal":
+        BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.03, steps=40)
+        dynamics(calc, atoms, 1000)
+    else:
+        assert BFGS(atoms, logfile=None).run(fmax=0.005, steps=400)
+        dynamics(calc, atoms, 1000, temperature=20.0)
     for dtype in (np.float64, np.float32):
         jax.config.update("jax_enable_x64", dtype == np.float64)
         calc = calculator(name, dtype, scale=0.3)
         here = atoms.copy()
-        times, energies = dynamics(with_repulsion(calc, sigma), here, 2000, draw=False)
+        times, energies = dynamics(
+            with_repulsion(calc, sigma), here, 2000, temperature=None
+        )
         drift = energy_drift(times, energies, len(atoms))
         print(name, kind, np.dtype(dtype).name, drift, calc.neighbor_searches)
         assert abs(drift.slope) < 1e-5
