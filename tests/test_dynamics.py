@@ -94,8 +94,9 @@ def test_energy_is_kept(x64, name, kind):
     calc = with_repulsion(calculator(name, np.float64, scale=0.3), sigma)
     # Heat that is still on its way between positions and momenta looks like a drift: the
     # integrator's own energy differs from the total by a share of each.
-    # Of few atoms with bonds to hydrogen, the total energy swings at 300 K by 1 meV per atom with
-    # the integrator's error, and a line through a picosecond of that has any slope: they are cold.
+    # Of few atoms with bonds to hydrogen, the total energy swings at 300 K by 1 meV per atom
+    # with the integrator's error, and a line through a picosecond of that has any slope: they
+    # are cold.
     atoms.calc = calc
     if kind == "crystal":
         BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.03, steps=40)
