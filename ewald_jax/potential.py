@@ -149,7 +149,8 @@ def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) 
         which = str(error).split(" (http")[0]
         raise ParameterError(
             f"the parameters have other shapes than those of the model: {which} Those of an "
-            "ensemble go to predict_ensemble, or one by one, by ewald_jax.member, to predict."
+            "ensemble go to predict_ensemble, to EwaldCalculator with members=..., or one by "
+            "one, by ewald_jax.member, to whatever takes one network."
         ) from None
 
 

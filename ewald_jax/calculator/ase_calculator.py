@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 
+from ewald_jax.calculator.arguments import check_list, check_members, check_settings
 from ewald_jax.calculator.capacity import Capacity, check_size
 from ewald_jax.calculator.elements import ElementCheck
 from ewald_jax.calculator.errors import SetupError, StructureError, raised_as
 from ewald_jax.calculator.evaluator import Evaluator
 from ewald_jax.calculator.results import SPREADS, results_of
 from ewald_jax.data.statistics import Statistics
-from ewald_jax.ensemble import count_members
 from ewald_jax.graph import (
     Budget,
     Structure,
@@ -32,7 +32,7 @@ from ewald_jax.graph import (
 from ewald_jax.graph.verlet import VerletList
 from ewald_jax.models import check_structure, neighborhood
 from ewald_jax.pretrained import PREFIX
-from ewald_jax.typing import InputError, PyTree
+from ewald_jax.typing import PyTree
 
 _NUM_LISTS = 16
 """Structures whose neighbor lists are kept: the images of a path share one calculator."""
@@ -102,20 +102,14 @@ class EwaldCalculator(Calculator):
             SetupError: If a setting is out of range, or the parameters are not of so many
                 members (an ASE `CalculatorSetupError`).
         """
+        check_settings(EwaldCalculator, options, {"skin": skin, "slack": slack})
         super().__init__(**options)
-        for name, value in (("skin", skin), ("slack", slack)):
-            if not (value >= 0 and np.isfinite(value)):
-                raise SetupError(f"{name} must be at least 0 and finite, not {value}")
         self.model, self.statistics, self._skin = model, statistics, float(skin)
         self._check_elements = ElementCheck(statistics, strict)
         with raised_as(SetupError):
             self._neighborhood = neighborhood(model)
             self._alone = neighborhood(model, alone=True)
-            if members != 1 and count_members(params) != members:
-                raise InputError(
-                    f"members is {members}, but the parameters have a leading axis of "
-                    f"{count_members(params)}"
-                )
+            check_members(members, params)
         if members > 1:
             self.implemented_properties = [*self.implemented_properties, *SPREADS]
         self._evaluator = Evaluator(model, params, memory_limit, members)
@@ -142,7 +136,8 @@ class EwaldCalculator(Calculator):
 
         with raised_as(SetupError):
             model, params, config, statistics = load_checkpoint(directory, which)
-        return cls(model, params, statistics, members=members_of(config), **options)
+        options.setdefault("members", members_of(config))
+        return cls(model, params, statistics, **options)
 
     @classmethod
     def from_pretrained(cls, name: str, **options: Any) -> "EwaldCalculator":
@@ -231,8 +226,7 @@ class EwaldCalculator(Calculator):
             StructureError: If a structure is refused or too large, or a result not finite,
                 naming its index (an ASE `InputError`).
         """
-        if batch_size < 1:
-            raise StructureError(f"batch_size must be at least 1, not {batch_size}")
+        check_list(list_of_atoms, batch_size)
         out = []
         for start in range(0, len(list_of_atoms), batch_size):
             chunk, structures = list_of_atoms[start : start + batch_size], []

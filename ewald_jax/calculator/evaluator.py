@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,13 @@ import numpy as np
 from ewald_jax.graph.schema import Batch
 from ewald_jax.potential import Prediction, site_outputs
 from ewald_jax.typing import InputError, PyTree
+
+
+# Of Linux's control groups, versions 2 and 1: what a container may take of its machine.
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 class Evaluator:
@@ -93,9 +101,12 @@ def check_memory(needed: int, limit: int, batch: Batch) -> None:
 
 
 def device_memory() -> int:
-    """Bytes of memory of the default device, of the machine for a CPU."""
+    """Bytes of memory of the default device, of the machine or container for a CPU."""
     stats = jax.devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for place in _CONTAINER_LIMITS:
+        text = place.read_text().strip() if place.is_file() else ""
+        machine = min(machine, int(text)) if text.isdecimal() else machine
     return int(stats.get("bytes_limit", machine))
 
 

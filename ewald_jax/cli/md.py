@@ -12,6 +12,8 @@ from ewald_jax.cli import simulation as run
 from ewald_jax.cli.common import AsJson, Checkpoint, Progress, Which, command
 from ewald_jax.typing import InputError
 
+_FEWEST_FOR_DRIFT = 10
+
 Ensemble = Literal["nve", "nvt", "npt"]
 
 
@@ -54,6 +56,10 @@ def md(
     if not (temperature > 0 or (temperature == 0 and ensemble == "nve")):
         raise InputError(f"--temperature must be above 0 K for {ensemble}")
     atoms, first = run.starting_point(structures, frame, output, resume, overwrite)
+    if first > steps:
+        raise InputError(
+            f"{output} has {first} steps already, expected --steps {first} or more"
+        )
     atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
     rng = np.random.default_rng((seed, first))
     if not atoms.get_momenta().any():
@@ -78,12 +84,14 @@ def md(
             output,
         )
     times, energies, temperatures = np.array(seen).T
-    drift = energy_drift(times, energies, len(atoms)) if ensemble != "nvt" else None
+    # A line through a handful of points says nothing.
+    fitted = ensemble != "nvt" and len(seen) >= _FEWEST_FOR_DRIFT
+    drift = energy_drift(times, energies, len(atoms)) if fitted else None
     found = {
         "finished": last >= steps,
         "steps": last,
         "picoseconds": last * timestep / 1000,
-        "temperature": float(temperatures.mean()),
+        "mean_temperature": float(temperatures.mean()),
         **_drift_entries(drift),
         **run.ending(atoms, output),
     }
@@ -166,7 +174,7 @@ def integrator(
 
 
 def _drift_entries(drift: Drift | None) -> dict[str, float]:
-    """Nothing for Langevin dynamics, which keeps no energy."""
+    """Nothing for Langevin dynamics, which keeps no energy, and for a few steps."""
     if drift is None:
         return {}
     return {

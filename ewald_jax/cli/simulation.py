@@ -127,6 +127,8 @@ def trajectory(
     """
     from ase.io.trajectory import Trajectory
 
+    from ewald_jax.calculator.results import SPREADS
+
     atoms.get_potential_energy()
     append = resume and output.exists()
     last = atoms.info.get(STEP) if append else None
@@ -136,6 +138,8 @@ def trajectory(
             nonlocal last
             if step != last and (always or step % interval == 0):
                 atoms.info[STEP] = last = step
+                if SPREADS[0] in atoms.calc.results:  # of an ensemble
+                    atoms.info[SPREADS[0]] = float(atoms.calc.results[SPREADS[0]])
                 file.write()
 
         yield record

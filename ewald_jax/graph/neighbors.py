@@ -7,6 +7,9 @@ import vesin
 
 from ewald_jax.typing import Float, InputError, Int
 
+MAX_CUTOFFS = 20_000
+"""Extent of a structure over the cutoff; beyond some 80,000 vesin ends the process."""
+
 
 class Neighbors(NamedTuple):
     """Directed pairs within a cutoff, sorted by receiver, then by sender and shift.
@@ -49,7 +52,8 @@ def neighbor_list(
         The pairs.
 
     Raises:
-        InputError: If `cutoff` or `max_neighbors` is not positive, or `cutoff` not finite.
+        InputError: If `cutoff` or `max_neighbors` is not positive, `cutoff` not finite, or the
+            structure thousands of cutoffs across.
     """
     if not (cutoff > 0 and np.isfinite(cutoff)):
         raise InputError(
@@ -60,6 +64,12 @@ def neighbor_list(
     positions = np.asarray(positions, np.float64)
     cell = np.asarray(cell, np.float64)
     pbc = np.asarray(pbc, bool)
+    lengths = np.linalg.norm(cell, axis=1) if pbc.any() else np.zeros(3)
+    reach = max(*np.ptp(positions, axis=0), *lengths) if len(positions) else 0.0
+    if reach > MAX_CUTOFFS * cutoff:
+        raise InputError(
+            f"is {reach:.3g} Å across, expected at most {MAX_CUTOFFS * cutoff:.3g} Å"
+        )
     search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=1)
     i, j, shift, distance = search.compute(
         points=positions,

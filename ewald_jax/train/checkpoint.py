@@ -162,6 +162,8 @@ def load_checkpoint(
     """
     packaged = pretrained_name(directory)
     if packaged is not None:
+        if which not in ("best", "last"):
+            raise _unknown(which)
         return load_pretrained(packaged)
     directory = Path(directory)
     config, statistics = read_description(directory)
@@ -197,7 +199,7 @@ def _numbered(root: Path) -> list[int]:
 
 def _newest(directory: Path, which: Which) -> Path:
     if which not in ("best", "last"):
-        raise InputError(f"there is no checkpoint {which!r}; expected 'best' or 'last'")
+        raise _unknown(which)
     root = directory / CHECKPOINTS / which
     numbers = _numbered(root)
     if not numbers:
@@ -207,6 +209,10 @@ def _newest(directory: Path, which: Which) -> Path:
         )
         raise InputError(f"{directory}: has no checkpoint '{which}'{hint}")
     return root / str(numbers[-1])
+
+
+def _unknown(which: str) -> InputError:
+    return InputError(f"there is no checkpoint {which!r}; expected 'best' or 'last'")
 
 
 def _read_progress(place: Path) -> dict[str, Any]:
