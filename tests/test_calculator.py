@@ -217,6 +217,9 @@ class TestElements:
 NOT_A_NUMBER = ase.Atoms("H2", [[0, 0, 0], [0, 0, np.nan]])
 FLAT = ase.Atoms("H", cell=[3, 3, 0], pbc=True)
 CLOSE = ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.1]])
+# Neighbor lists of this extent once ended the process.
+FAR = ase.Atoms("OH2", [[0, 0, 0], [0, 0, 1], [1e6, 0, 0]])
+LONG = ase.Atoms("OH2", [[0, 0, 0], [0, 0, 1], [1, 0, 0]], cell=[1e6, 10, 10], pbc=True)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,8 @@ CLOSE = ase.Atoms("H2", [[0, 0, 0], [0, 0, 0.1]])
         (FLAT, "is periodic along lattice vector 3, which is zero"),
         (NOT_A_NUMBER, "has a NaN or infinite position at atom 1"),
         (CLOSE, "has atoms H0 and H1 at 0.100 Å"),
+        (FAR, "is 1e+06 Å across, expected at most"),
+        (LONG, "is 1e+06 Å across, expected at most"),
     ],
 )
 def test_broken_structures_are_one_sentence(schnet, atoms, sentence):
@@ -260,7 +265,29 @@ def test_memory_is_looked_at_before_it_is_taken(schnet):
     assert small.compilations == 0 and small.neighbor_searches == 1
 
 
-@pytest.mark.parametrize("setting", [{"skin": -1.0}, {"slack": np.nan}])
+def test_lists_that_are_none(schnet):
+    for given, sentence in (
+        (ase.Atoms("H"), "one structure was given"),
+        (["water"], "structure 0 is a str"),
+    ):
+        with pytest.raises(AseInputError, match=sentence):
+            schnet.calculate_many(given)
+    with pytest.raises(
+        AseInputError, match=r"batch_size must be a whole number .* not 2.5"
+    ):
+        schnet.calculate_many([ase.Atoms("H")], batch_size=2.5)
+
+
+def test_options_that_nobody_knows():
+    with pytest.raises(CalculatorSetupError, match="no option 'skn'; did you mean 'skin'?"):
+        EwaldCalculator(tiny("schnet"), {}, skn=1.0)
+    with pytest.raises(
+        CalculatorSetupError, match="members must be a whole number from 1 on"
+    ):
+        EwaldCalculator(tiny("schnet"), {}, members=0)
+
+
+@pytest.mark.parametrize("setting", [{"skin": -1.0}, {"slack": np.nan}, {"skin": "a"}])
 def test_settings_out_of_range(setting):
     with pytest.raises(CalculatorSetupError, match="must be at least 0 and finite"):
         EwaldCalculator(tiny("schnet"), {}, **setting)

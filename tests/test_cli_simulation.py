@@ -53,6 +53,8 @@ def test_dynamics_go_on_where_they_stopped(workplace, methane, tmp_path):
     assert abs(found["energy_drift"]) < 1 and found["energy_fluctuation"] < 0.01
     succeed("md", *start, "-o", parts, "--steps", 10)
     succeed("md", *start, "-o", parts, "--steps", 20, "--resume")
+    few = refuse("md", *start, "-o", parts, "--steps", 10, "--resume")
+    assert "has 20 steps already" in few
     one, other = ase.io.read(whole, ":"), ase.io.read(parts, ":")
     assert [atoms.info["step"] for atoms in one] == [0, 4, 8, 12, 16, 20]
     assert [atoms.info["step"] for atoms in other] == [0, 4, 8, 10, 12, 16, 20]

@@ -445,6 +445,11 @@ def test_command_line_relaxes(place, tmp_path):
     assert len(ase.io.read(out, ":")) > 1
 
 
+def test_command_line_exports_one_member(place, tmp_path):
+    said = refuse("export", place / "three", "-o", tmp_path / "out")
+    assert "holds an ensemble of" in said and "--member 0" in said
+
+
 def test_refusals(place, tmp_path):
     config, out = place / "toy.yaml", tmp_path / "out"
     for seeds in (0, -2):

@@ -13,7 +13,6 @@ from ewald_jax.graph.schema import Batch
 from ewald_jax.potential import Prediction, site_outputs
 from ewald_jax.typing import InputError, PyTree
 
-
 # Of Linux's control groups, versions 2 and 1: what a container may take of its machine.
 _CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
