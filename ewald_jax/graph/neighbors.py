@@ -64,8 +64,10 @@ def neighbor_list(
     positions = np.asarray(positions, np.float64)
     cell = np.asarray(cell, np.float64)
     pbc = np.asarray(pbc, bool)
+    # Of crystals only the cell counts, wherever in its images the atoms are.
     lengths = np.linalg.norm(cell, axis=1) if pbc.any() else np.zeros(3)
-    reach = max(*np.ptp(positions, axis=0), *lengths) if len(positions) else 0.0
+    spread = np.zeros(3) if pbc.all() or not len(positions) else np.ptp(positions, axis=0)
+    reach = max(*spread, *lengths)
     if reach > MAX_CUTOFFS * cutoff:
         raise InputError(
             f"is {reach:.3g} Å across, expected at most {MAX_CUTOFFS * cutoff:.3g} Å"
