@@ -200,17 +200,30 @@ def to_physical(
     for index, atoms in enumerate(np.split(species, np.cumsum(n_node)[:-1])):
         if not atoms.any():
             continue
-        unseen = statistics.unseen(atoms)
-        if unseen:
-            raise InputError(
-                f"structure {index} has {chemical_symbols[unseen[0]]}, which the training data "
-                "of the model did not have; expected elements that it was trained on"
-            )
+        check_elements(statistics, atoms, f"structure {index}")
         offset[index] = statistics.mean + statistics.reference(atoms)
     scale = statistics.scale
     energy = np.asarray(prediction.energy, np.float64) * scale + offset
     rest = [scaled(x, scale) for x in (prediction.forces, prediction.stress)]
     return Prediction(energy, *rest)
+
+
+def check_elements(statistics: EnergyScale, species: Any, where: str) -> None:
+    """Refuses atoms of elements without a reference energy.
+
+    Args:
+        statistics: Of the training data.
+        species: Atomic numbers.
+        where: What to call the structure in a message.
+
+    Raises:
+        InputError: Naming the first of the elements.
+    """
+    if unseen := statistics.unseen(species):
+        raise InputError(
+            f"{where} has the element {chemical_symbols[unseen[0]]}, which the training data "
+            "did not have"
+        )
 
 
 def scaled(values: Array | None, scale: float) -> np.ndarray | None:

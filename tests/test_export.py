@@ -158,7 +158,11 @@ def test_one_file_for_molecules_slabs_and_crystals(tmp_path, quick_compilation):
     assert len((folder / "load_exported.py").read_text().splitlines()) <= 30
     wire = ase.Atoms("OO", [[0, 0, 0], [0, 0, 1.3]], cell=[9, 9, 4], pbc=(0, 0, 1))
     structures = [make() for make in STRUCTURES.values()]
-    *found, of_wire, of_iron = alone(folder, structures, [wire, ase.Atoms("Fe")])
+    nowhere = molecule()
+    nowhere.positions[0, 0] = np.nan
+    mistakes = [wire, ase.Atoms("Fe"), nowhere]
+    *found, of_wire, of_iron, of_nowhere = alone(folder, structures, mistakes)
+    assert "the energy is not finite; check positions and cell" in of_nowhere
     assert "not for pbc [False, False, True]" in of_wire
     assert "elements [26]" in of_iron
     check(structures, found, EwaldCalculator(model, params, STATISTICS), 1e-6)

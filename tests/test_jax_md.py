@@ -314,7 +314,9 @@ def test_what_cannot_be_is_refused(case):
 
 def test_unseen_elements_are_refused():
     statistics = Statistics(species=(1, 6))
-    with pytest.raises(ewald_jax.InputError, match="has O, which the training data"):
+    with pytest.raises(
+        ewald_jax.InputError, match="has the element O, which the training data"
+    ):
         jax_md_neighbor_list(tiny("schnet"), {}, generic_molecule(), statistics)
 
 

@@ -45,8 +45,10 @@ class ElementCheck:
         if self._statistics is None or not self._statistics.species:
             return
         unseen = set(self._statistics.unseen(atoms.numbers))
+        if not unseen:
+            return
         seen = f"(they had {_names(self._statistics.species)})"
-        if unseen and self._strict:
+        if self._strict:
             raise InputError(
                 f"has {_names(unseen)}, which the training data did not have {seen}"
             )

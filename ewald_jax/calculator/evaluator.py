@@ -1,6 +1,7 @@
 """One compiled function per shape, and a look at its memory before it runs."""
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from ewald_jax.graph.schema import Batch
 from ewald_jax.potential import Prediction, site_outputs
 from ewald_jax.typing import InputError, PyTree
 
-# Of Linux's control groups, versions 2 and 1: what a container may take of its machine.
+# What other programs leave on Linux, and what its control groups (versions 2 and 1) let a
+# container take of its machine.
+_MEMORY = Path("/proc/meminfo")
 _CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -100,9 +103,12 @@ def check_memory(needed: int, limit: int, batch: Batch) -> None:
 
 
 def device_memory() -> int:
-    """Bytes of memory of the default device, of the machine or container for a CPU."""
+    """Bytes of memory of the default device; for a CPU those free for this process."""
     stats = jax.devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    text = _MEMORY.read_text() if _MEMORY.is_file() else ""
+    if found := re.search(r"^MemAvailable: +(\d+) kB", text, re.M):
+        machine = min(machine, int(found[1]) * 1024)
     for place in _CONTAINER_LIMITS:
         text = place.read_text().strip() if place.is_file() else ""
         machine = min(machine, int(text)) if text.isdecimal() else machine

@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from ase.data import chemical_symbols
 
 from ewald_jax.cli.common import note, split_arguments
 from ewald_jax.config import Config, load_config, load_section
@@ -18,6 +17,7 @@ from ewald_jax.data.samples import SAMPLES
 from ewald_jax.data.splits import split_dataset
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.models import check_structure
+from ewald_jax.potential import check_elements
 from ewald_jax.typing import InputError
 
 SOURCE_HELP = "A data config (.yaml), a file of structures, or the name of a sample set."
@@ -129,11 +129,7 @@ def check_known(
         check_structure(model, species, pbc)
     except InputError as error:
         raise InputError(f"{where} {error}") from None
-    if unseen := statistics.unseen(species):
-        raise InputError(
-            f"{where} has the element {chemical_symbols[unseen[0]]}, which the training data "
-            "did not have"
-        )
+    check_elements(statistics, species, where)
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

@@ -37,7 +37,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ase.data import chemical_symbols
 
 from ewald_jax.data.statistics import Statistics
 from ewald_jax.interop.jax_md_batch import (
@@ -52,7 +51,7 @@ from ewald_jax.interop.jax_md_batch import (
     within_limits,
 )
 from ewald_jax.models import neighborhood
-from ewald_jax.potential import model_outputs
+from ewald_jax.potential import check_elements, model_outputs
 from ewald_jax.typing import Array, Float, InputError, PyTree
 
 _CELL_LIST_OVERFLOW = 2
@@ -270,12 +269,8 @@ def _check_structure(atoms: ase.Atoms, statistics: Statistics | None) -> None:
             f"the structure has pbc {atoms.pbc.tolist()}, expected all or none for jax-md, "
             "which has no partly periodic space"
         )
-    unseen = statistics.unseen(atoms.numbers) if statistics and statistics.species else ()
-    if unseen:
-        raise InputError(
-            f"the structure has {chemical_symbols[unseen[0]]}, which the training data of the "
-            "model did not have; expected elements that it was trained on"
-        )
+    if statistics and statistics.species:
+        check_elements(statistics, atoms.numbers, "the structure")
 
 
 def _check_numbers(*numbers: tuple[str, float, float]) -> None:

@@ -1,7 +1,5 @@
 """A model that ewald_jax exported: predict = load("model.npz"). Needs jax and numpy alone."""
 
-import dataclasses
-
 import numpy as np
 from jax import export, jit
 
@@ -15,7 +13,7 @@ def load(path):
     stub = export.export(jit(lambda *x: x[:4], keep_unused=True), platforms=on)(*specs)
     for name in {"sizes", *names} - {""}:
         code = file[name].tobytes()
-        calls[name] = jit(dataclasses.replace(stub, mlir_module_serialized=code).call)
+        calls[name] = jit(type(stub)(**{**vars(stub), "mlir_module_serialized": code}).call)
 
     def predict(species, positions, cell, pbc):
         name = names[sum(map(bool, pbc))]
@@ -25,6 +23,8 @@ def load(path):
         slots = [np.zeros(n, bool) for n in calls["sizes"](*given, *like[4:])[3]]
         sites, forces, stress, _ = map(np.asarray, calls[name](*given, like[4], *slots))
         energy = file["mean"] + np.sum(sites.astype(float) + file["references"][species])
+        if not np.isfinite(energy):
+            raise ValueError(f"{path}: the energy is not finite; check positions and cell")
         return {"energy": float(energy), "forces": forces, "stress": stress}
 
     return predict
