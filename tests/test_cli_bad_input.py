@@ -1,20 +1,25 @@
 """The one sentence that each bad input gets on the command line."""
 
 import errno
+import gc
 import json
 import lzma
 import os
 import re
 import shutil
+import sys
+import time
 
 import ase
 import ase.io
 import numpy as np
 import pytest
+import typer
 from ase.calculators.singlepoint import SinglePointCalculator
 from commands import labelled, refuse, run, succeed, write
 from test_train_toy import toy_atoms
 
+from ewald_jax.cli.common import command
 from ewald_jax.graph import Budget
 from ewald_jax.train import checkpoint as train_checkpoint
 from ewald_jax.train import prepare
@@ -283,3 +288,21 @@ def test_make_samples_knows_its_names(tmp_path):
     arguments = ("data", "make-samples", "-o", tmp_path / "x", "--names", "trimers")
     assert "there is no sample set 'trimers'; there are dimers, slabs" in refuse(*arguments)
     assert not (tmp_path / "x").exists()
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
+    @command
+    def verb():
+        def interrupted(phase, info):
+            gc.callbacks.remove(interrupted)
+            raise KeyboardInterrupt
+
+        gc.callbacks.append(interrupted)
+        gc.collect()
+        time.sleep(60)
+
+    before = sys.unraisablehook
+    with pytest.raises(typer.Exit) as ended:
+        verb()
+    assert ended.value.exit_code == 130 and sys.unraisablehook is before
+    assert capsys.readouterr().err == "error: interrupted\n"

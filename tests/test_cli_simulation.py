@@ -11,7 +11,7 @@ from commands import refuse, run, succeed
 
 from ewald_jax.analysis.drift import energy_drift
 from ewald_jax.calculator import EwaldCalculator
-from ewald_jax.train.interrupt import Interruptible
+from ewald_jax.interrupt import Interruptible
 
 
 @pytest.fixture(scope="module")

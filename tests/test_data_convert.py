@@ -123,12 +123,13 @@ if __name__ == "__main__":
 def slow(folder, data):
     """A process that builds the graphs of a file or folder with two others."""
     (folder / "slow.py").write_text(SLOW)
-    return subprocess.Popen(
-        [sys.executable, folder / "slow.py", data, folder / "cache"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with (folder / "stderr").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, folder / "slow.py", data, folder / "cache"],
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -141,8 +142,12 @@ def test_an_interruption_within_one_file(folder):
         assert process.poll() is None
         time.sleep(0.02)
     started = [int(number) for number in children.read_text().split()]
-    process.send_signal(signal.SIGINT)
+    os.killpg(
+        process.pid, signal.SIGINT
+    )  # as a terminal does, while the others still import
     assert process.wait(60) != 0 and started
+    said = (folder / "stderr").read_text()
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")
     assert not list((folder / "cache").glob("*.graphs*"))
     while any(alive(number) for number in started) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,10 +1,13 @@
 """What all verbs share: how mistakes end, how results are printed."""
 
+import _thread
 import contextlib
 import functools
 import json
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -37,7 +40,8 @@ def command(function: Callable) -> Callable:
     @functools.wraps(function)
     def run(*args, **kwargs):
         try:
-            return function(*args, **kwargs)
+            with _no_interruption_lost():
+                return function(*args, **kwargs)
         except InputError as error:
             _stop(str(error))
         except KeyboardInterrupt as error:
@@ -50,6 +54,25 @@ def command(function: Callable) -> Callable:
             _stop(f"{place}{os.strerror(error.errno)}")
 
     return run
+
+
+@contextlib.contextmanager
+def _no_interruption_lost() -> Iterator[None]:
+    """JAX has a callback in the garbage collector, and exceptions in those are ignored."""
+    before = sys.unraisablehook
+
+    def again(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # A little later: it would be ignored here as well.
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _stop(message: str, code: int = MISTAKE) -> NoReturn:

@@ -18,7 +18,7 @@ from ewald_jax.cli.common import (
     progress_bar,
 )
 from ewald_jax.cli.predict import read_frames
-from ewald_jax.train.interrupt import Interruptible
+from ewald_jax.interrupt import Interruptible
 from ewald_jax.typing import InputError
 
 if TYPE_CHECKING:

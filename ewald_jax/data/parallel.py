@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ewald_jax.interrupt import Interruptible
 from ewald_jax.typing import InputError
 
 _PATIENCE = 5.0
 """Seconds that a process has to remove its files."""
+
+_GLANCE = 0.2
+"""Seconds after which it is seen that somebody asked to stop."""
 
 
 def for_each(
@@ -46,16 +51,15 @@ def for_each(
         InputError: The first one of a job; the jobs that had begun are stopped, and leave
             nothing behind. As for an interruption.
     """
-    with _processes(min(workers, len(jobs))) as pool:
+    with _processes(min(workers, len(jobs))) as (pool, stop):
         # A few ahead of the workers: a folder may have thousands of files.
         waiting, running, structures, done = list(jobs)[::-1], {}, 0, 0
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 job = waiting.pop()
                 running[_submit(pool, work, job, job[0])] = job[0]
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                structures += _result(future, running.pop(future))
+            for future in _finished(list(running), stop):
+                structures += _result(future, running.pop(future), stop)
                 done += 1
                 advance(done, structures)
 
@@ -75,7 +79,7 @@ def in_order(
         InputError: The first one in the order of the jobs, of a job or of what makes them.
             Processes that are at work are stopped then, and when the iterator is closed.
     """
-    with _processes(workers) as pool:
+    with _processes(workers) as (pool, stop):
         running: deque[Future] = deque()
         failed = None
         while True:
@@ -89,20 +93,22 @@ def in_order(
                 break
             running.append(_submit(pool, work, job, what))
             if len(running) > 2 * workers:
-                yield _result(running.popleft(), what)
+                yield _result(running.popleft(), what, stop)
         while running:
-            yield _result(running.popleft(), what)
+            yield _result(running.popleft(), what, stop)
         if failed is not None:
             raise failed
 
 
 @contextlib.contextmanager
-def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once if the block does not end well."""
+def _processes(count: int) -> Iterator[tuple[ProcessPoolExecutor, Interruptible]]:
+    """Processes that end at once if the block does not end well, and whether it should end."""
     context = multiprocessing.get_context("spawn")  # a copy of JAX's threads would hang
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_stop_cleanly)
     try:
-        yield pool
+        with Interruptible([signal.SIGINT]) as stop:
+            yield pool, stop
+            _go_on(stop)
     except BaseException:
         processes = list((pool._processes or {}).values())
         for process in processes:
@@ -123,8 +129,22 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
 def _submit(
     pool: ProcessPoolExecutor, work: Callable[..., Any], job: tuple[Any, ...], path: Path
 ) -> Future:
-    with _errors(path):
+    with _errors(path), _deaf():
         return pool.submit(_work, work, *job)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What starts here inherits that Ctrl-C, which a terminal sends to all, is not for it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would listen again for whoever starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(work: Callable[..., Any], *job: Any) -> Any:
@@ -135,7 +155,23 @@ def _work(work: Callable[..., Any], *job: Any) -> Any:
         os._exit(1)  # what was half-written has gone with the exception
 
 
-def _result(future: Future, path: Path) -> Any:
+def _go_on(stop: Interruptible) -> None:
+    if stop.requested:
+        raise KeyboardInterrupt
+
+
+def _finished(futures: Sequence[Future], stop: Interruptible) -> set[Future]:
+    """Waits for the first ones."""
+    finished: set[Future] = set()
+    while not finished:
+        _go_on(stop)
+        finished, _ = wait(futures, _GLANCE, FIRST_COMPLETED)
+    return finished
+
+
+def _result(future: Future, path: Path, stop: Interruptible) -> Any:
+    _finished([future], stop)
+    _go_on(stop)  # Ctrl-C in a terminal may have ended the process, too
     with _errors(path):
         return future.result()
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ewald_jax.ensemble import member
+from ewald_jax.interrupt import Interruptible
 from ewald_jax.train.board import Board
 from ewald_jax.train.culprits import NonFiniteError, blame
 from ewald_jax.train.display import Display
 from ewald_jax.train.evaluate import run_evaluation
-from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.train.keeper import Keeper
 from ewald_jax.train.meter import Meter
 from ewald_jax.train.metrics import Sums

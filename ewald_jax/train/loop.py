@@ -19,6 +19,7 @@ from rich.console import Console
 
 from ewald_jax.data.base import GraphDataset
 from ewald_jax.data.statistics import Statistics
+from ewald_jax.interrupt import Interruptible
 from ewald_jax.train.board import Board
 from ewald_jax.train.checkpoint import restore_params
 from ewald_jax.train.directory import (
@@ -31,7 +32,6 @@ from ewald_jax.train.directory import (
 from ewald_jax.train.display import Display
 from ewald_jax.train.ensemble import MEMBERS, first_failure, means_of_each
 from ewald_jax.train.initial import Initial
-from ewald_jax.train.interrupt import Interruptible
 from ewald_jax.train.keeper import Keeper
 from ewald_jax.train.live import Live, blamed, split_sums
 from ewald_jax.train.losses import LossConfig

@@ -1,7 +1,8 @@
-"""Ctrl-C that lets the step in progress finish."""
+"""Ctrl-C that lets what is in progress finish."""
 
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -9,23 +10,30 @@ from typing import Any
 class Interruptible:
     """A context in which Ctrl-C and SIGTERM (a cluster's notice) are requests, not errors.
 
-    The step donates its state: an exception in the middle of it would lose the training. The
-    second Ctrl-C is an exception again. Outside the main thread, where Python allows no
-    signal handlers, nothing changes.
+    A training step donates its state: an exception in the middle of it would lose the
+    training. Processes that are being started are lost sight of by an exception, and one
+    that is raised in a callback of the garbage collector is ignored. The second Ctrl-C is an
+    exception again. Outside the main thread, where Python allows no signal handlers, nothing
+    changes.
 
     Attributes:
         requested: Whether somebody asked to stop.
     """
 
-    def __init__(self):
-        """Not yet active."""
+    def __init__(self, signals: Sequence[int] = (signal.SIGINT, signal.SIGTERM)):
+        """Not yet active.
+
+        Args:
+            signals: Those that are requests.
+        """
         self.requested = False
+        self._signals = signals
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruptible":
         """Installs the handlers."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self._signals:
                 self._before[number] = signal.signal(number, self._request)
         return self
 
