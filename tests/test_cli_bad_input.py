@@ -300,6 +300,7 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(capsys):
         gc.callbacks.append(interrupted)
         gc.collect()
         time.sleep(60)
+        raise AssertionError("it waited to the end")
 
     before = sys.unraisablehook
     with pytest.raises(typer.Exit) as ended:

@@ -1,11 +1,11 @@
 """What all verbs share: how mistakes end, how results are printed."""
 
-import _thread
 import contextlib
 import functools
 import json
 import math
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,7 +64,8 @@ def _no_interruption_lost() -> Iterator[None]:
     def again(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             # A little later: it would be ignored here as well.
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             before(unraisable)
 
