@@ -139,7 +139,7 @@ def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
         free = np.ones(len(atoms), bool)
         targets.append({"energy": energy, "forces": forces, "stress": stress, "free": free})
     made = [structure_from_atoms(atoms, needed, dtype) for atoms in structures]
-    return batch_graphs(made, targets, triplets=needed.triplets)
+    return batch_graphs(made, targets, neighborhood=needed)
 
 
 def alkanes(count: int, carbons: int = 13) -> list[ase.Atoms]:

@@ -141,7 +141,7 @@ class Loader:
             [sample.structure for sample in samples],
             [sample.targets for sample in samples],
             max(shapes, key=self.budgets.index),
-            self.dataset.neighborhood.triplets,
+            self.dataset.neighborhood,
         )
         return self._cast(batch, sizes.n_node)
 
