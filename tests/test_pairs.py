@@ -16,6 +16,7 @@ from ewald_jax.graph import (
     Neighborhood,
     batch_graphs,
     single_budget,
+    sizes_of,
     structure_from_atoms,
 )
 from ewald_jax.graph.pairs import build_pairs
@@ -71,6 +72,11 @@ def test_pairs_are_listed_where_both_edges_are_there_by_construction():
     assert not Neighborhood(3.0, pairs=True).far_pairs
     assert BOTH.edge_fields() == dataclasses.replace(BOTH, pairs=False).edge_fields()
     structures = structures_for(cut)
+    sizes = sizes_of(structures_for(BOTH))
+    most = int(sizes.in_slots.max())
+    for limit, complete in ((most, False), (most + 1, True)):
+        limited = dataclasses.replace(BOTH, max_neighbors=limit)
+        assert limited.suited(sizes).near_pairs == complete and not limited.near_pairs
     batch = batch_graphs(structures, neighborhood=cut)
     assert batch.pairs is None and batch.far_pairs is None
     # One that claims to have all, and has not.

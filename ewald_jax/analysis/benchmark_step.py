@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ewald_jax.analysis.benchmark import interleaved, resident_peak_mb
-from ewald_jax.graph import batch_graphs, structure_from_atoms
+from ewald_jax.graph import batch_graphs, sizes_of, structure_from_atoms
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, neighborhood
 from ewald_jax.potential import init_params
@@ -139,7 +139,7 @@ def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
         free = np.ones(len(atoms), bool)
         targets.append({"energy": energy, "forces": forces, "stress": stress, "free": free})
     made = [structure_from_atoms(atoms, needed, dtype) for atoms in structures]
-    return batch_graphs(made, targets, neighborhood=needed)
+    return batch_graphs(made, targets, neighborhood=needed.suited(sizes_of(made)))
 
 
 def alkanes(count: int, carbons: int = 13) -> list[ase.Atoms]:

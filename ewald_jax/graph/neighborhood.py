@@ -5,6 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ewald_jax.graph.schema import Sizes
 from ewald_jax.kspace.waves import WaveRule
 from ewald_jax.typing import InputError
 
@@ -23,7 +26,8 @@ class Neighborhood:
         far_max_neighbors: Nearest senders kept in it, None for all.
         waves: Which wave vectors the `radial` scheme needs; None for none.
         pairs: Also list the two edges of each pair of atoms, of both sets of edges, wherever
-            both are there by construction.
+            both are there.
+        complete: No atom has as many neighbors as `max_neighbors` allows (see `suited`).
     """
 
     cutoff: float
@@ -34,6 +38,7 @@ class Neighborhood:
     far_max_neighbors: int | None = None
     waves: WaveRule | None = None
     pairs: bool = False
+    complete: bool = False
 
     def __post_init__(self):
         """Checks the numbers.
@@ -58,21 +63,25 @@ class Neighborhood:
     @property
     def near_pairs(self) -> bool:
         """Whether pairs are listed, and every pair within the cutoff has both edges."""
-        return self.pairs and (self.max_neighbors is None or self.symmetric)
+        cut = self.max_neighbors is not None and not self.complete
+        return self.pairs and (self.symmetric or not cut)
 
     @property
     def far_pairs(self) -> bool:
         """The same of the second set of edges."""
         return self.pairs and self.far_cutoff is not None and self.far_max_neighbors is None
 
+    def suited(self, sizes: Sizes) -> "Neighborhood":
+        """The same for structures of these sizes, `complete` if nothing was cut in any."""
+        most = int(np.max(sizes.in_slots, initial=0))
+        complete = self.max_neighbors is not None and most < self.max_neighbors
+        return dataclasses.replace(self, complete=complete)
+
     def edge_fields(self) -> dict[str, Any]:
         """The fields that decide which edges there are; equal for equal edges."""
         fields = dataclasses.asdict(self)
-        for name in (
-            "triplets",
-            "waves",
-            "pairs",
-        ):  # tables of the same edges, and no edges
+        # Tables of the same edges, and no edges.
+        for name in ("triplets", "waves", "pairs", "complete"):
             del fields[name]
         # Without a limit nothing is cut, and the edges are symmetric anyway.
         fields["symmetric"] = self.symmetric and self.max_neighbors is not None
