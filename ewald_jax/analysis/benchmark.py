@@ -1,5 +1,7 @@
 """Timings as ratios taken within one run: machines are noisy, ratios are less so."""
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -149,7 +151,9 @@ def one_block(
         The module, called with features and batch; its parameters; features; the batch.
     """
     # The block looks at no edges: the shortest cutoff keeps the list small.
-    batch = batch_graphs([structure_from_atoms(ionic_crystal(nodes), 1.0)])
+    structure = structure_from_atoms(ionic_crystal(nodes), 1.0)
+    # To the device now: each call would copy it again.
+    batch = jax.device_put(batch_graphs([structure]))
     h = jax.random.normal(jax.random.key(0), (nodes, features))
     module = _OneBlock(config)
     params = jax.jit(module.init)(jax.random.key(1), h, batch)
@@ -201,10 +205,12 @@ def resident_peak_mb(call: Callable[[], Any]) -> float | None:
     """Peak resident memory of the process during a call, above that before it, MB.
 
     Linux only: the kernel's high-water mark is reset before the call. None elsewhere. Memory
-    that the process has kept from before counts as nothing.
+    that the process has kept from before counts as nothing; glibc gives back what it can.
     """
     status = Path("/proc/self/status")
     try:
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_kb(status, "VmRSS")
         jax.block_until_ready(call())

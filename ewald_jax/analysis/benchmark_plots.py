@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from ewald_jax.analysis.plots import COLORS, REFERENCE_COLOR
+from ewald_jax.typing import Array
 
 Row = Mapping[str, Any]
 
@@ -41,8 +44,10 @@ def plot_scaling(rows: Sequence[Row], crossover: float | None, title: str = "") 
             ("resident_gb", "o-", "measured peak"),
             ("compiled_gb", "s:", "reserved by XLA"),
         ):
-            if all(row[key] for row in own):
-                values, label = [row[key] for row in own], f"{name}, {kind}"
+            # None or nothing could be measured of what was in the memory kept from before.
+            values = [row[key] or np.nan for row in own]
+            if np.isfinite(values).any():
+                label = f"{name}, {kind}"
                 of_memory.plot(atoms, values, style, ms=5, lw=1.8, color=color, label=label)
     if crossover is not None:
         of_time.axvline(crossover, color=REFERENCE_COLOR, lw=1, ls="--")
@@ -107,62 +112,109 @@ def plot_rates(rows: Sequence[Row], title: str = "") -> Figure:
 
 
 def plot_bars(
-    groups: Mapping[str, Mapping[str, tuple[float, float]]],
-    xlabel: str,
-    title: str = "",
-    logarithmic: bool = False,
+    bars: Mapping[str, tuple[float, float]], xlabel: str, title: str = ""
 ) -> Figure:
-    """Horizontal bars with their spread, a panel for each group; the first bar is muted.
+    """Horizontal bars with their spread; the first one, of the baseline, is muted.
 
     Args:
-        groups: Title of the panel -> name of the bar -> (value, interquartile range).
+        bars: Name -> (value, interquartile range).
         xlabel: What the bars are.
         title: Of the figure.
-        logarithmic: Draw points on a logarithmic axis: bars have no foot there.
 
     Returns:
         The figure.
     """
-    heights = [len(bars) for bars in groups.values()]
-    figure = Figure(figsize=(7.6, 1.0 + sum(0.36 * n + 0.5 for n in heights)))
+    figure = Figure(figsize=(6.4, 1.2 + 0.4 * len(bars)), layout="constrained")
+    axis = figure.subplots()
+    values, spreads = np.array(list(bars.values())).T
+    colors = [COLORS[0], *[COLORS[1]] * (len(bars) - 1)]
+    places = np.arange(len(bars))
+    axis.barh(places, values, 0.6, color=colors)
+    axis.set_xlim(0, 1.15 * (values + spreads / 2).max())
+    _points(axis, values, spreads, places, "none", REFERENCE_COLOR)
+    _names(axis, list(bars))
+    axis.set_xlabel(xlabel)
+    axis.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_ratios(
+    groups: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]],
+    xlabel: str,
+    title: str = "",
+) -> Figure:
+    """Ratios to a baseline on a logarithmic axis, a panel for each group.
+
+    Args:
+        groups: Title of the panel -> name of the row -> kind, at most two in all ->
+            (ratio, interquartile range).
+        xlabel: What the ratios are.
+        title: Of the figure.
+
+    Returns:
+        The figure.
+    """
+    heights = [len(rows) for rows in groups.values()]
+    figure = Figure(figsize=(7.6, 1.2 + sum(0.42 * n + 0.5 for n in heights)))
     figure.set_layout_engine("constrained")
     axes = figure.subplots(
         len(groups), 1, squeeze=False, height_ratios=heights, sharex=True
+    )[:, 0]
+    kinds = dict.fromkeys(
+        k for rows in groups.values() for row in rows.values() for k in row
     )
-    for axis, (name, bars) in zip(axes[:, 0], groups.items(), strict=True):
-        values = np.array([value for value, _ in bars.values()])
-        half = np.array([spread / 2 for _, spread in bars.values()])
-        colors = [COLORS[0], *[COLORS[1]] * (len(bars) - 1)]
-        places = np.arange(len(bars))
-        if logarithmic:
-            axis.set_xscale("log")
-            axis.hlines(places, values.clip(max=1), values.clip(min=1), colors, lw=2)
-            axis.scatter(values, places, c=colors, zorder=3)
-            axis.axvline(1, color=REFERENCE_COLOR, lw=1, zorder=0)
-            axis.margins(x=0.15)
-        else:
-            axis.barh(places, values, 0.6, color=colors)
-            axis.set_xlim(left=0, right=1.18 * (values + half).max())
-        axis.errorbar(
-            values, places, xerr=half, fmt="none", ecolor=REFERENCE_COLOR, capsize=3
-        )
-        for place, value, error in zip(places, values, half, strict=True):
-            axis.annotate(
-                f"{value:.3g}", (value + error, place), (6, 0), textcoords="offset points",
-                va="center", fontsize=9,
-            )  # fmt: skip
-        axis.set_yticks(places, list(bars))
-        axis.set_ylim(len(bars) - 0.4, -0.6)
+    for axis, (name, rows) in zip(axes, groups.items(), strict=True):
+        axis.set_xscale("log")
+        axis.axvline(1, color=REFERENCE_COLOR, lw=1, zorder=0)
+        for number, (kind, color) in enumerate(zip(kinds, COLORS[1:], strict=False)):
+            found = [(i, row[kind]) for i, row in enumerate(rows.values()) if kind in row]
+            if found:
+                places = np.array([i for i, _ in found]) + 0.3 * number - 0.15
+                values, spreads = np.array([pair for _, pair in found]).T
+                axis.hlines(places, values.clip(max=1), values.clip(min=1), color, lw=2)
+                _points(axis, values, spreads, places, "o", color)
+        axis.margins(x=0.15)
+        _names(axis, list(rows))
         axis.set_title(name, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1, 0].set_xlabel(xlabel)
+    axes[-1].set_xlabel(xlabel)
+    handles = [
+        Line2D([], [], marker="o", color=color, label=kind)
+        for kind, color in zip(kinds, COLORS[1:], strict=False)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+    )
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _points(
+    axis: Axes, values: Array, spreads: Array, places: Array, fmt: str, color: str
+) -> None:
+    """Values with their spread and their numbers."""
+    half = spreads / 2
+    axis.errorbar(values, places, xerr=half, fmt=fmt, ms=5, color=color, capsize=3)
+    for value, error, place in zip(values, half, places, strict=True):
+        axis.annotate(
+            f"{value:.3g}",
+            (max(value + error, 1), place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+
+
+def _names(axis: Axes, names: Sequence[str]) -> None:
+    """One row for each name, the first on top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _logarithmic(axis: Axes, sizes: Sequence[int]) -> None:
     """A logarithmic axis with a tick at each number that was measured."""
     axis.set_xscale("log")
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)

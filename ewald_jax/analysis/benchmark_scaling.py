@@ -30,6 +30,9 @@ from ewald_jax.typing import InputError, PyTree
 
 _GB = 1e9
 
+_SLOW = 20.0
+"""Seconds of a call above which it is not repeated as often."""
+
 _HELP = {
     "direct": "model.ewald.sum=mesh needs no table of atoms x wave vectors",
     "mesh": "a lower model.ewald.k_cutoff needs fewer points, fewer channels smaller arrays",
@@ -115,7 +118,8 @@ def time_scaling(
         model: With the `radial` scheme.
         atoms: Numbers of atoms of `ionic_crystal`.
         sums: Of "direct", "mesh" and "auto", which stands for one of the others.
-        repeats: Timed calls of each, after one.
+        repeats: Timed calls of each, after one; calls of more than 20 s are timed twice, the
+            first one too.
         memory_limit: Bytes; None for what the device has.
         tell: Called with a line for each step of the work.
 
@@ -253,12 +257,18 @@ def _compiled(model: nn.Module, params: PyTree, batch: Batch) -> Any:
 
 def _timed(cases: Sequence[_Case], repeats: int) -> list[ScalingTiming]:
     """Cases in turn; the first call of each measures the memory and warms up."""
-    resident = [resident_peak_mb(case.run) for case in cases]
+    resident, first = [], []
+    for case in cases:
+        started = time.perf_counter()
+        resident.append(resident_peak_mb(case.run))
+        first.append(time.perf_counter() - started)
     runs = tuple(case.run for case in cases)
+    slow = max(first, default=0) > _SLOW
+    timed = interleaved(runs, 1 if slow else repeats, warm_up=False)
+    if slow:
+        timed = np.concatenate([np.array(first)[:, None], timed], axis=1)
     out = []
-    for case, peak, seconds in zip(
-        cases, resident, interleaved(runs, repeats, warm_up=False), strict=True
-    ):
+    for case, peak, seconds in zip(cases, resident, timed, strict=True):
         median, spread = median_and_spread(seconds)
         graph, waves = case.structure.graph, case.structure.waves
         number = int(graph.n_node[0])

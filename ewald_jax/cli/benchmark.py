@@ -131,7 +131,7 @@ def step(
         from ewald_jax.analysis.benchmark_plots import plot_bars
 
         bars = {t.name: (t.ratio, t.ratio * t.seconds_spread / t.seconds) for t in timings}
-        figure = plot_bars({title: bars}, f"time / time of {timings[0].name}")
+        figure = plot_bars(bars, f"time / time of {timings[0].name}", title)
         keep_picture(figure, picture)
     if as_json:
         settings = {

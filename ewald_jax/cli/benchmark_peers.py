@@ -63,16 +63,18 @@ def peers(
     )
     rows = [timing.to_dict() for timing in timings]
     if picture is not None:
-        from ewald_jax.analysis.benchmark_plots import plot_bars
+        from ewald_jax.analysis.benchmark_plots import plot_ratios
 
-        figure = plot_bars(_bars(rows), "time / time of ewald_jax", jax_device(), True)
+        figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", jax_device())
         keep_picture(figure, picture)
     if as_json:
         print_json({"rows": rows, "device": jax_device()})
         return
     table = [
         (
-            _group(row),
+            _TITLES[row["part"]],
+            row["atoms"],
+            row["kvecs"] or "",
             f"{row['name']} {row['version']}".strip(),
             _milliseconds(row, "seconds", "seconds_spread"),
             _ratio(row["ratio"]),
@@ -83,8 +85,18 @@ def peers(
         )
         for row in rows
     ]
-    columns = ("part", "package", "ms", "ratio", "with gradient ms", "ratio")
-    print_table(jax_device(), (*columns, "difference", ""), table)
+    columns = (
+        "part",
+        "atoms",
+        "vectors",
+        "package",
+        "ms",
+        "ratio",
+        "with gradient ms",
+        "ratio",
+    )
+    title = f"{features} features, {jax_device()}"
+    print_table(title, (*columns, "difference", ""), table)
 
 
 def _group(row: dict[str, Any]) -> str:
@@ -94,19 +106,21 @@ def _group(row: dict[str, Any]) -> str:
     )
 
 
-def _bars(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Panels of ratios: forward passes, and those with their gradient."""
-    groups: dict[str, dict[str, tuple[float, float]]] = {}
+def _ratios(
+    rows: list[dict[str, Any]],
+) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """What `plot_ratios` draws: part and size, package, without and with gradient."""
+    groups: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
     kinds = (
-        ("", "ratio", "seconds", "seconds_spread"),
-        (", gradient", "gradient_ratio", "gradient_seconds", "gradient_spread"),
+        ("forward, or a step", "ratio", "seconds", "seconds_spread"),
+        ("with gradient", "gradient_ratio", "gradient_seconds", "gradient_spread"),
     )
     for row in rows:
-        for suffix, ratio, seconds, spread in kinds:
+        for kind, ratio, seconds, spread in kinds:
             if row[ratio] is not None:
-                bars = groups.setdefault(_group(row), {})
                 width = row[ratio] * row[spread] / row[seconds]
-                bars[row["name"] + suffix] = (row[ratio], width)
+                of_name = groups.setdefault(_group(row), {}).setdefault(row["name"], {})
+                of_name[kind] = (row[ratio], width)
     return groups
 
 
