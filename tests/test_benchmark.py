@@ -37,7 +37,7 @@ def timing(atoms, name, seconds, **more):
     return ScalingTiming(**known | more)
 
 
-@pytest.mark.parametrize("number", [8, 30, 1000])
+@pytest.mark.parametrize("number", [8, 30, 216])
 def test_crystals_of_any_size_have_one_density(number):
     crystal = ionic_crystal(number, density=0.05)
     assert len(crystal) == number and crystal.pbc.all()
@@ -94,7 +94,8 @@ def test_what_does_not_fit_is_left_out_before_it_runs(monkeypatch):
         "ewald.sum=mesh",
     ):
         assert words in sentence
-    assert sentence in lines and found.crossover is None and found.flatness == 1
+    assert lines[:2] == ["60 atoms, direct: compiling", "60 atoms, mesh: compiling"]
+    assert found.crossover is None and found.flatness == 1
     with pytest.raises(InputError, match="60 atoms with the direct sum are left out"):
         time_scaling(model, [60], ["auto"], memory_limit=5 * 10**9)
 
@@ -126,10 +127,7 @@ def test_scaling_on_the_command_line(tmp_path):
         (("scaling", "--picture", "a.txt"), "expected that of a picture"),
         (("scaling", "model.ewald=null"), "expected 'radial'"),
         (("scaling", "model.width=3"), "width"),
-        (
-            ("scaling", "--atoms", "30", "--memory", "1e-6"),
-            "GB of memory, expected at most",
-        ),
+        (("scaling", "--atoms", "9", "--memory", "1e-6"), "expected at most 1e-06 GB"),
         (("peers", "--num-k", "1,2"), "--num-k is '1,2'"),
         (("peers", "--parts", "sums"), "the part 'sums' is unknown"),
         (("peers", "--nodes", ""), "--nodes is ''"),

@@ -149,7 +149,6 @@ def time_scaling(
         for case in _prepared(model, params, number, sums, limit, tell):
             if isinstance(case, str):
                 left_out.append(case)
-                tell(case)
             else:
                 cases.append(case)
         found = _timed(cases, repeats)

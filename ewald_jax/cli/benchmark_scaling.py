@@ -62,9 +62,8 @@ def scaling(
         None if memory is None else int(1e9 * memory),
         note if progress else lambda line: None,
     )
-    if not progress:
-        for line in found.left_out:
-            note(line)
+    for sentence in found.left_out:
+        note(sentence)
     settings = {"model": model_to_config(model), "device": jax_device()}
     features = getattr(model, "hidden_channels", None)
     name = settings["model"]["name"]
