@@ -3,7 +3,7 @@
 The order depends on the seed and the epoch only, so an epoch can be resumed at any batch.
 One thread reads 18,000 structures of 77 atoms per second from the cache and pads 4,400 into
 batches, 290 times what a training step of SchNet ``small`` consumes on two cores (measured in
-one run of ``ewald-jax benchmark data``): processes that load, such as grain's, would idle.
+one run of ``ewald-jax benchmark loader``): processes that load, such as grain's, would idle.
 Where several processes train, `Loader` gives each its part of every batch.
 """
 
