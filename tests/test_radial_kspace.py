@@ -59,7 +59,7 @@ def radial_message(h, positions, cell, pbc, weights, rule=RULE, channels=()):
     atoms = jnp.ones(len(positions), bool)
     table, planes = kspace.plane_phases(scaled, vectors, atoms)
     if coulomb is None:
-        table, planes = kspace.phases(2 * jnp.pi * scaled, vectors.coordinates), None
+        table, planes = kspace.turn_phases(scaled, vectors.coordinates), None
     filter = (basis * vectors.weights[:, None]) @ weights
     return kspace.message_from_phases(h, table, filter, planes=planes)
 

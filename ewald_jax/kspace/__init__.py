@@ -52,6 +52,7 @@ from ewald_jax.kspace.sums import (
     message_from_phases,
     phases,
     structure_factor,
+    turn_phases,
 )
 from ewald_jax.kspace.waves import WaveRule, WaveSet, wave_set
 
@@ -102,6 +103,7 @@ __all__ = [
     "sorting",
     "structure_factor",
     "svd_frame",
+    "turn_phases",
     "voxel_grid",
     "wave_set",
     "wave_vectors",

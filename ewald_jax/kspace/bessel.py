@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ewald_jax.kspace.turns import sine_of_turns
 from ewald_jax.typing import Array, Float
 
 _TERMS = 14
@@ -40,9 +41,10 @@ def bessel_ratio(s: Float[Array, "*batch"], order: int = 0) -> Float[Array, "*ba
     for coefficient in reversed(_coefficients(order)):
         series = series * small + coefficient
     root = jnp.sqrt(large)
-    value = jnp.sin(root) / root
+    turns = root / (2 * math.pi)
+    value = sine_of_turns(turns) / root
     if order > 0:
-        before = jnp.cos(root)
+        before = sine_of_turns(turns - jnp.round(turns) + 0.25)
         for n in range(order):
             # lambda_{n+1} = ((2n + 1) lambda_n - lambda_{n-1}) / s, with lambda_{-1} = cos.
             before, value = value, ((2 * n + 1) * value - before) / large

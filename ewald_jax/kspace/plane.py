@@ -21,7 +21,7 @@ one, so that one table of phases serves both sums.
 import jax.numpy as jnp
 
 from ewald_jax.kspace.boundary import WaveVectors
-from ewald_jax.kspace.sums import PlaneSums, phases
+from ewald_jax.kspace.sums import PlaneSums, plane_waves
 from ewald_jax.typing import Array, Bool, Float
 
 
@@ -38,17 +38,20 @@ def plane_phases(
     Returns:
         The table, and what `message_from_phases` needs beside it.
     """
-    plane = vectors.plane
-    halved = jnp.where(plane[:, None], vectors.coordinates / 2, vectors.coordinates)
-    cos, sin = jnp.split(phases(2 * jnp.pi * scaled, halved), 2, axis=-1)
-    columns = plane[None]
-    cos, sin = jnp.where(columns, -2 * sin**2, cos), jnp.where(columns, 2 * sin * cos, sin)
-    table = jnp.concatenate([cos, sin], axis=-1)
+    plane, coordinates = vectors.plane, vectors.coordinates
+    halved = jnp.where(plane[:, None], coordinates / 2, coordinates)
+    ahead = jnp.where(plane, 0.0, 0.25).astype(coordinates.dtype)
+    waves = plane_waves(
+        scaled,
+        jnp.concatenate([halved, coordinates]),
+        jnp.concatenate([ahead, jnp.zeros_like(ahead)]),
+    )
+    less_one = jnp.concatenate([plane, jnp.zeros_like(plane)])
+    table = jnp.where(less_one[None], -2 * waves**2, waves)
     both = jnp.concatenate([plane, plane])
     atoms = mask.astype(table.dtype)
     mean = jnp.sum(atoms[:, None] * table, axis=0) / jnp.maximum(jnp.sum(atoms), 1.0)
-    one = jnp.concatenate([plane, jnp.zeros_like(plane)]).astype(table.dtype)
-    return table, PlaneSums(jnp.where(both, mean, 0.0), one)
+    return table, PlaneSums(jnp.where(both, mean, 0.0), less_one.astype(table.dtype))
 
 
 def plane_basis(

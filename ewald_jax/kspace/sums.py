@@ -15,12 +15,14 @@ factor s_k and phi(k) the frequency filter. Everything is linear in h, and maps 
 structures with `jax.vmap`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax.kspace.turns import sine_of_turns
 from ewald_jax.typing import Array, Float, Int
 
 
@@ -36,11 +38,24 @@ class PlaneSums(NamedTuple):
     one: Float[Array, " two_kvecs"]
 
 
+@jax.custom_jvp
 def k_dot_r(
     positions: Float[Array, "nodes 3"], kvecs: Float[Array, "kvecs 3"]
 ) -> Float[Array, "nodes kvecs"]:
     """Phases k.r at full precision: TF32 or bfloat16 would lose whole turns."""
-    return jnp.matmul(positions, kvecs.T, precision=jax.lax.Precision.HIGHEST)
+    # Elementwise, so that it fuses with the sine that follows.
+    products = (positions[:, i, None] * kvecs[None, :, i] for i in range(3))
+    return sum(products)
+
+
+@k_dot_r.defjvp
+def _k_dot_r_jvp(primals, tangents):
+    # Derivatives are sums over atoms or wave vectors: matrix products.
+    (positions, kvecs), (moved, changed) = primals, tangents
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return k_dot_r(positions, kvecs), product(moved, kvecs.T) + product(
+        positions, changed.T
+    )
 
 
 def phases(
@@ -58,8 +73,39 @@ def phases(
     Returns:
         [nodes, 2 kvecs].
     """
-    angle = k_dot_r(positions, kvecs)
-    return _damped(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1), damping)
+    return turn_phases(positions, kvecs / (2 * jnp.pi), damping)
+
+
+def turn_phases(
+    scaled: Float[Array, "nodes 3"],
+    coordinates: Float[Array, "kvecs 3"],
+    damping: Float[Array, "nodes ..."] | None = None,
+) -> Float[Array, "nodes two_kvecs"]:
+    """`phases` for ``k.r = 2 pi n.s``.
+
+    Args:
+        scaled: s.
+        coordinates: n.
+        damping: As in `phases`.
+
+    Returns:
+        [nodes, 2 kvecs].
+    """
+    # A cosine is the sine a quarter ahead: one table, without putting two together.
+    quarter = jnp.full(len(coordinates), 0.25, coordinates.dtype)
+    ahead = jnp.concatenate([quarter, jnp.zeros_like(quarter)])
+    table = plane_waves(scaled, jnp.concatenate([coordinates, coordinates]), ahead)
+    return _damped(table, damping)
+
+
+def plane_waves(
+    scaled: Float[Array, "nodes 3"],
+    coordinates: Float[Array, "waves 3"],
+    ahead: Float[Array, " waves"],
+) -> Float[Array, "nodes waves"]:
+    """``sin(2 pi (n.s + a))`` of positions s, wave vectors n and shifts a in turns."""
+    turns = k_dot_r(scaled, coordinates)
+    return sine_of_turns(turns - jnp.round(turns) + ahead[None])
 
 
 def lattice_phases(
@@ -81,10 +127,10 @@ def lattice_phases(
     Returns:
         [nodes, 2 kvecs].
     """
-    # One sine and cosine per atom and index: XLA vectorises them, and products of per-axis
-    # tables, though fewer operations, were slower on CPU (experiments/README.md).
+    # One sine per atom, index and part: products of per-axis tables, though fewer operations,
+    # were slower on CPU (experiments/README.md).
     wrapped = fractional - jax.lax.stop_gradient(jnp.round(fractional))
-    return phases(2 * jnp.pi * wrapped, jnp.asarray(indices, fractional.dtype), damping)
+    return turn_phases(wrapped, jnp.asarray(indices, fractional.dtype), damping)
 
 
 def structure_factor_from_phases(

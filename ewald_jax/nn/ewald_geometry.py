@@ -146,7 +146,7 @@ def _radial(
         )
         scaled = ks.scaled_positions(positions, boundary, pbc)
         if coulomb is None:
-            table, planes = ks.phases(2 * jnp.pi * scaled, vectors.coordinates), None
+            table, planes = ks.turn_phases(scaled, vectors.coordinates), None
         else:
             table, planes = ks.plane_phases(scaled, vectors, mask)
         basis = ks.channel_basis(vectors.square / k_cutoff**2, *options)
