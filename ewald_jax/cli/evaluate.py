@@ -10,6 +10,7 @@ from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
     Checkpoint,
+    Precision,
     Progress,
     Which,
     command,
@@ -45,6 +46,7 @@ def evaluate(
     ] = "",
     which: Which = "best",
     batch_size: BatchSize = 32,
+    precision: Precision = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -58,6 +60,7 @@ def evaluate(
     """
     from ewald_jax.data.base import load_dataset
     from ewald_jax.models import neighborhood
+    from ewald_jax.nn.products import with_precision
     from ewald_jax.train.checkpoint import load_checkpoint
     from ewald_jax.train.description import members_of
     from ewald_jax.train.evaluate import evaluate as measure
@@ -66,6 +69,7 @@ def evaluate(
     if len(sources) > 1:
         raise InputError(f"{sources[0]} and {sources[1]} are both data, expected one")
     model, params, saved, statistics = load_checkpoint(checkpoint, which)
+    model = with_precision(model, precision)
     if sources:
         name = str(sources[0])
         config = data_config(name, overrides)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax import ops
 from ewald_jax.typing import Array, Float, Int
 
 
@@ -40,7 +41,7 @@ def k_dot_r(
     positions: Float[Array, "nodes 3"], kvecs: Float[Array, "kvecs 3"]
 ) -> Float[Array, "nodes kvecs"]:
     """Phases k.r at full precision: TF32 or bfloat16 would lose whole turns."""
-    return jnp.matmul(positions, kvecs.T, precision=jax.lax.Precision.HIGHEST)
+    return ops.full_matmul(positions, kvecs.T)
 
 
 def phases(
@@ -91,7 +92,7 @@ def structure_factor_from_phases(
     h: Float[Array, "nodes feat"], phases: Float[Array, "nodes two_kvecs"]
 ) -> Float[Array, "two_kvecs feat"]:
     """S(k) = P^T h: first the real parts, then minus the imaginary parts."""
-    return phases.T @ h
+    return ops.full_matmul(phases.T, h)
 
 
 def message_from_phases(
@@ -108,8 +109,8 @@ def message_from_phases(
     if planes is not None:
         sf = sf - planes.mean[:, None] * jnp.sum(h, axis=0, keepdims=True)
     sf = jnp.concatenate([filter, filter]) * (prefactor * sf)
-    message = phases @ sf
-    return message if planes is None else message + (planes.one @ sf)[None]
+    message = ops.full_matmul(phases, sf)
+    return message if planes is None else message + ops.full_matmul(planes.one, sf)[None]
 
 
 def structure_factor(

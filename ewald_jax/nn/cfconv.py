@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import export
 
 from ewald_jax.nn.layers import shifted_softplus
+from ewald_jax.nn.products import Dense
 from ewald_jax.typing import Array, Float
 
 _xavier = nn.initializers.xavier_uniform()
@@ -48,9 +49,7 @@ class ContinuousFilterConvolution(nn.Module):
         Returns:
             The update.
         """
-        x = nn.Dense(self.num_filters, use_bias=False, kernel_init=_xavier, name="lin_in")(
-            h
-        )
+        x = Dense(self.num_filters, use_bias=False, kernel_init=_xavier, name="lin_in")(h)
         edges = (rbf, weights, senders, receivers)
         size = senders.shape[0] * self.num_filters
         # In an exported model the size is a symbol.
@@ -58,14 +57,14 @@ class ContinuousFilterConvolution(nn.Module):
             x = self._sum_in_blocks(x, edges)
         else:
             x = self._sum(x, edges)
-        x = nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
-        return nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
+        x = Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
+        return Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
 
     def _sum(self, x: Array, edges: tuple[Array, ...]) -> Float[Array, "nodes filters"]:
         """What all edges send."""
         rbf, weights, senders, receivers = edges
-        filters = nn.Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
-        filters = nn.Dense(self.num_filters, kernel_init=_xavier, name="filter_1")(
+        filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
+        filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_1")(
             shifted_softplus(filters)
         )
         filters = filters * weights[:, None]
