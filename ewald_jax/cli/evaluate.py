@@ -18,17 +18,14 @@ from ewald_jax.cli.common import (
     print_json,
     print_metrics,
     progress_bar,
-    split_arguments,
 )
 from ewald_jax.cli.sources import (
     SOURCE_HELP,
     check_known,
-    checkpoint_data,
-    data_config,
+    evaluated_data,
     shared_with_training,
     structures_of,
 )
-from ewald_jax.typing import InputError
 
 
 @command
@@ -65,19 +62,9 @@ def evaluate(
     from ewald_jax.train.description import members_of
     from ewald_jax.train.evaluate import evaluate as measure
 
-    sources, overrides = split_arguments(data or ())
-    if len(sources) > 1:
-        raise InputError(f"{sources[0]} and {sources[1]} are both data, expected one")
     model, params, saved, statistics = load_checkpoint(checkpoint, which)
     model = with_precision(model, precision)
-    if sources:
-        name = str(sources[0])
-        config = data_config(name, overrides)
-        split = split or ("all" if name == config.path else "test")
-    else:
-        name = f"the data of {checkpoint}"
-        config = checkpoint_data(saved, checkpoint, overrides)
-        split = split or "test"
+    name, config, split = evaluated_data(data or (), saved, checkpoint, split)
     dataset = load_dataset(config, neighborhood(model), progress)
     indices = structures_of(dataset, config, split)
     if split != "train" and (
