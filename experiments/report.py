@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare import COLUMNS, HERE, summarise, table_rows
+from precision import precision_table
 
 READMES = (HERE / "README.md", HERE.parent / "README.md")
 
@@ -112,6 +113,8 @@ def main() -> None:
     for name, study in studies.items():
         if "cells" in study:
             tables[name] = markdown_table(study)
+        elif "models" in study:
+            tables[name] = precision_table(study["models"])
         elif "steps" not in study:
             tables[name] = block_table(study)
     for readme in READMES:
