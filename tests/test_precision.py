@@ -1,6 +1,7 @@
 """The precision of networks: what is rounded, what is not, and what is refused."""
 
 import functools
+import json
 
 import ase.io
 import jax
@@ -10,7 +11,7 @@ import pytest
 from commands import refuse, succeed, write
 from structures import generic_crystal, generic_molecule, quick_compilation  # noqa: F401
 from test_nn import sub_jaxprs
-from test_train_toy import toy_model
+from test_train_toy import toy_dataset, toy_model
 from tiny import drawn, tiny
 
 import ewald_jax
@@ -21,7 +22,7 @@ from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.nn.products import einsum, matmul, multiplying, with_precision
 from ewald_jax.potential import apply_model
-from ewald_jax.train import LossConfig
+from ewald_jax.train import LossConfig, OptimConfig, TrainConfig, fit
 from ewald_jax.train.description import write_description
 from ewald_jax.train.directory import check_same_run
 from ewald_jax.train.initial import Initial
@@ -241,6 +242,21 @@ def test_the_calculator_and_the_command_line(tmp_path):
         EwaldCalculator.from_pretrained("dimers", precision="float64")
 
 
+def test_the_benchmark_compares_with_float64(tmp_path):
+    words = ("benchmark", "precision", "pretrained:dimers", "--limit", 2, "--repeats", 1)
+    found = json.loads(succeed(*words, "--batch-size", 2, "--no-progress", "--json").stdout)
+    assert found["structures"] == 2 and found["split"] == "test"
+    float32, bfloat16, float64 = found["precisions"]
+    assert [x["precision"] for x in (float32, float64)] == ["float32", "float64"]
+    assert float64["energy_error"] == float64["forces_error_max"] == 0
+    for kind in ("energy_error", "forces_error"):
+        assert 0 < 100 * float32[kind] < bfloat16[kind] < 10
+        assert bfloat16[kind] < bfloat16[f"{kind}_max"]
+    assert float32["step_ratio"] == 1 and float64["step_ratio"] > 0
+    # Against the labels the rounding is lost in the error of the network.
+    assert bfloat16["forces_mae"] == pytest.approx(float64["forces_mae"], rel=0.05)
+
+
 def test_what_does_not_fit_is_one_sentence(x64):
     with pytest.raises(InputError, match="must be one of float32, tf32, bfloat16, float64"):
         SchNet(precision="half")
@@ -260,6 +276,17 @@ def test_what_does_not_fit_is_one_sentence(x64):
     batch = as_type(ewald_jax.batch_from_atoms([generic_molecule()], model), np.float32)
     with pytest.raises(InputError, match="is float64, but JAX computes in float32"):
         apply_model(with_precision(model, "float64"), {}, batch)
+
+
+def test_a_training_in_float64_needs_it(tmp_path):
+    data, splits = toy_dataset(2), {"train": [0, 1]}
+    settings = {"train": TrainConfig(), "loss": LossConfig(), "optim": OptimConfig()}
+    model = tiny("schnet", cutoff=4.0, precision="float64")
+    with pytest.raises(
+        InputError, match="float64, but JAX computes in float32; expected JAX_E"
+    ):
+        fit(model, data, splits, output_dir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_trainings_are_of_one_precision(tmp_path):
