@@ -14,7 +14,7 @@ from ewald_jax.cli.common import (
     print_json,
     print_table,
 )
-from ewald_jax.cli.sources import SOURCE_HELP, evaluated_data, structures_of
+from ewald_jax.cli.sources import SOURCE_HELP, check_known, evaluated_data, structures_of
 from ewald_jax.typing import InputError
 
 
@@ -60,6 +60,9 @@ def precision(
     name, config, split = evaluated_data(data or (), saved, checkpoint, split)
     dataset = load_dataset(config, neighborhood(model), progress)
     indices = structures_of(dataset, config, split)[:limit]
+    for i in indices:
+        pbc = dataset[i].graph.globals["pbc"][0]
+        check_known(model, statistics, dataset.species(i), pbc, dataset.where(i))
     results = compare_precisions(
         model, params, dataset, indices, statistics, batch_size, repeats
     )
