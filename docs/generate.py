@@ -272,7 +272,8 @@ def commands() -> Iterator[tuple[str, ...]]:
     def walk(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield words
         for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, (*words, name))
+            if not below.hidden:
+                yield from walk(below, (*words, name))
 
     yield from walk(typer.main.get_command(app), ())
 

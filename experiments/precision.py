@@ -9,7 +9,7 @@ Writes ``results/precision.json``.
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ HERE = Path(__file__).resolve().parent
 MODELS = ("dimers", "dimers-painn", "slabs")
 
 
-def precision_table(runs: Sequence[Mapping[str, Any]]) -> str:
+def precision_table(study: Mapping[str, Any]) -> str:
     """The table of several `ewald-jax benchmark precision --json`."""
+    runs = study["models"]
     columns = (
         "model",
         "structures",

@@ -34,26 +34,110 @@ def markdown_table(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def block_table(timing: Mapping[str, Any]) -> str:
+def block_table(study: Mapping[str, Any]) -> str:
     """The table of `ewald-jax benchmark kspace --json`."""
-    rows = {
-        "atoms, wave vectors, features": "{nodes}, {kvecs}, {features}",
-        "forward pass (ms)": f"{1e3 * timing['seconds']:.1f}",
-        "rate, the two sums counted (GFLOP/s)": "{gflops:.0f}",
-        "2048^3 float32 matrix product, same run (GFLOP/s)": "{matmul_gflops:.0f}",
-        "ratio": "{fraction:.2f}",
-        "memory above the inputs: buffers that XLA reserves (MB)": "{compiled_mb:.0f}",
-    }
-    lines = ["| Ewald block | |", "|---|---|"]
-    lines += [f"| {name} | {value.format(**timing)} |" for name, value in rows.items()]
-    return "\n".join(lines)
+    columns = (
+        "atoms, wave vectors, features",
+        "forward (ms)",
+        "GFLOP/s",
+        "/ matrix product",
+        "with gradient (ms)",
+        "GFLOP/s",
+        "/ matrix product",
+        "memory, with gradient (MB)",
+    )
+    rows = [
+        (
+            f"{block['nodes']:,}, {block['kvecs']}, {block['features']}",
+            _spread(block["seconds"], block["seconds_spread"]),
+            f"{block['gflops']:.0f}",
+            f"{block['fraction']:.2f}",
+            _spread(block["gradient_seconds"], block["gradient_spread"]),
+            f"{block['gradient_gflops']:.0f}",
+            f"{block['gradient_fraction']:.2f}",
+            f"{block['compiled_mb']:.0f}, {block['gradient_mb']:.0f}",
+        )
+        for block in study["blocks"]
+    ]
+    rate = max(block["matmul_gflops"] for block in study["blocks"])
+    note = f"On {study['device']}; matrix products of 2048^3 reached {rate:.0f} GFLOP/s."
+    return _markdown(columns, rows, note)
+
+
+def scaling_table(study: Mapping[str, Any]) -> str:
+    """The table of `ewald-jax benchmark scaling --json`."""
+    columns = ("atoms", "sum", "waves", "time (s)", "µs per atom", "memory (GB)")
+    rows = [
+        (
+            f"{row['atoms']:,}",
+            f"{row['sum']} (auto)" if row["chosen"] else row["sum"],
+            f"{row['kvecs']:,} vectors"
+            if row["kvecs"]
+            else " x ".join(map(str, row["mesh"])),
+            _spread(row["seconds"], row["seconds_spread"], 1),
+            f"{row['microseconds_per_atom']:.0f}",
+            f"{row['compiled_gb'] if row['resident_gb'] is None else row['resident_gb']:.2f}",
+        )
+        for row in study["timings"]
+    ]
+    notes = [
+        f"{study['model']['name']}, {study['features']} features, on {study['device']}."
+    ]
+    if study["crossover"] is not None:
+        notes.append(f"The mesh is faster from {study['crossover']:,.0f} atoms.")
+    if study["flatness"] is not None:
+        notes.append(f"Its time per atom varies by a factor of {study['flatness']:.2f}.")
+    notes += [f"{sentence[0].upper()}{sentence[1:]}." for sentence in study["left_out"]]
+    return _markdown(columns, rows, " ".join(notes))
+
+
+def peers_table(study: Mapping[str, Any]) -> str:
+    """The table of `ewald-jax benchmark peers --json`."""
+    columns = (
+        "what",
+        "atoms, wave vectors, features",
+        "package",
+        "time (ms)",
+        "ratio",
+        "with gradient (ms)",
+        "ratio",
+        "difference",
+    )
+    names = {"sum": "k-space sum", "block": "Ewald block", "step": "training step"}
+    rows = [
+        (
+            names[row["part"]],
+            f"{row['atoms']:,}, {row['kvecs'] or 'its own'}, {row['features']}",
+            f"{row['name']} {row['version']}".strip(),
+            row["note"]
+            if row["seconds"] is None
+            else _spread(row["seconds"], row["seconds_spread"]),
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            ""
+            if row["gradient_seconds"] is None
+            else _spread(row["gradient_seconds"], row["gradient_spread"]),
+            "" if row["gradient_ratio"] is None else f"{row['gradient_ratio']:.2f}",
+            f"{row['difference']:.0e}" if row["difference"] else "",
+        )
+        for row in study["rows"]
+    ]
+    return _markdown(columns, rows, f"On {study['device']}.")
+
+
+def _spread(seconds: float, spread: float, unit: float = 1e3) -> str:
+    return f"{unit * seconds:.3g} ± {unit * spread / 2:.1g}"
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:], "", note])
 
 
 def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The table of several `ewald-jax benchmark step --json`."""
     columns = (
         "model",
-        "molecules x atoms",
+        "structures x atoms",
         "loss",
         "variant",
         "parameters",
@@ -62,7 +146,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
         "ratio",
         "memory (GB)",
     )
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    rows = []
     for run in runs:
         loss = "energy, forces" if run["forces"] else "energy"
         for step in run["steps"]:
@@ -77,19 +161,17 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 _variant(step["name"]),
                 f"{step['parameters']:,}",
                 f"{step['compile_seconds']:.0f}",
-                f"{step['seconds']:.3g} ± {step['seconds_spread'] / 2:.1g}",
+                _spread(step["seconds"], step["seconds_spread"], 1),
                 f"{step['ratio']:.2f}",
                 f"{memory / 1e3:.2f}",
             )
-            lines.append("| " + " | ".join(cells) + " |")
-    first = runs[0]
-    lines += ["", f"On {first['device']}."]
-    return "\n".join(lines)
+            rows.append(cells)
+    return _markdown(columns, rows, f"On {runs[0]['device']}.")
 
 
 def _variant(name: str) -> str:
     kind = name.rpartition("_")[2]
-    return "Ewald" if kind == "voxel" else kind
+    return "Ewald" if kind in ("voxel", "lattice") else kind
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -110,13 +192,17 @@ def main() -> None:
     }
     steps = [study for study in studies.values() if "steps" in study]
     tables = {"steps": step_table(steps)} if steps else {}
+    kinds = {
+        "cells": markdown_table,
+        "blocks": block_table,
+        "timings": scaling_table,
+        "rows": peers_table,
+        "models": precision_table,
+    }
     for name, study in studies.items():
-        if "cells" in study:
-            tables[name] = markdown_table(study)
-        elif "models" in study:
-            tables[name] = precision_table(study["models"])
-        elif "steps" not in study:
-            tables[name] = block_table(study)
+        for key, table in kinds.items():
+            if key in study:
+                tables[name] = table(study)
     for readme in READMES:
         readme.write_text(filled(readme.read_text(), tables))
     sys.stdout.write(f"tables: {', '.join(tables) or 'no results yet'}\n")

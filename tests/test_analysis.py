@@ -85,6 +85,7 @@ def test_block_timing_is_consistent():
     assert timing.seconds > 0
     assert timing.gflops == pytest.approx(8e-9 * 50 * 13 * 8 / timing.seconds)
     assert timing.fraction == pytest.approx(timing.gflops / timing.matmul_gflops)
+    assert timing.gradient_seconds > 0 and timing.gradient_mb > 0
     # Two phase tables of 50 x 26 floats, features and messages: far below a megabyte,
     # and [nodes, kvecs, features] never exists.
     assert 0 < timing.compiled_mb < 1

@@ -37,7 +37,11 @@ HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 LONG_FILES: dict[str, str] = {}
 
 # What the core does not need: modules may use it, but must import without it.
-OPTIONAL = ("tblite", "dftd3", "dftd4", "rdkit", "lmdb", "grain", "flatbuffers", "jax_md")
+OPTIONAL = (
+    *("tblite", "dftd3", "dftd4", "rdkit", "lmdb", "grain", "flatbuffers", "jax_md"),
+    # What `benchmark peers` compares with.
+    *("torch", "torchpme", "jaxpme", "lorem", "marathon"),
+)
 
 # Files that set the environment of worker processes which they start themselves.
 OWN_PROCESSES = ("data/samples/make.py",)

@@ -370,7 +370,7 @@ def test_the_benchmark_of_data(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(f"model: {{name: schnet, cutoff: 3.0, {sizes}}}\n")
     few = ("--structures", "8", "--repeated", "2000", "--workers", "1", "-b", "2")
-    said = json.loads(succeed("benchmark", "data", config, *few, "--json").stdout)
+    said = json.loads(succeed("benchmark", "loader", config, *few, "--json").stdout)
     assert said["atoms"] == 77 and said["open_structures"] == 2000
     assert said["read_ratio"] == pytest.approx(said["read_rate"] / said["step_rate"])
     for key in ("convert_rate", "batch_rate", "open_seconds", "edges"):

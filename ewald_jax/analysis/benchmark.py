@@ -1,8 +1,11 @@
 """Timings as ratios taken within one run: machines are noisy, ratios are less so."""
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax.analysis.made_up import ionic_crystal
+from ewald_jax.graph import batch_graphs, structure_from_atoms
 from ewald_jax.graph.schema import Batch
 from ewald_jax.kspace import half_box
 from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter
 from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import kspace_geometry
+from ewald_jax.typing import Array, Float, PyTree
 
 MATMUL_SIZE = 2048
 _MB = 1e6
@@ -37,6 +43,13 @@ class BlockTiming:
         compiled_mb: Temporary and output buffers that XLA reserves, MB.
         resident_mb: Measured peak of the process above its state before the call, MB; None
             where the system cannot tell.
+        gradient_seconds: As `seconds`, of the block and the derivatives of half its squared
+            length by features, positions and parameters.
+        gradient_spread: Interquartile range.
+        gradient_gflops: Rate, counting 24 nodes kvecs features operations: each of the two
+            products has two more of its size as derivatives.
+        gradient_fraction: `gradient_gflops` / `matmul_gflops`.
+        gradient_mb: As `compiled_mb`.
     """
 
     nodes: int
@@ -49,6 +62,11 @@ class BlockTiming:
     fraction: float
     compiled_mb: float
     resident_mb: float | None
+    gradient_seconds: float
+    gradient_spread: float
+    gradient_gflops: float
+    gradient_fraction: float
+    gradient_mb: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -71,52 +89,113 @@ def time_block(
     num_hidden: int = 0,
     repeats: int = 20,
 ) -> BlockTiming:
-    """Times the forward pass of an `EwaldBlock` on random atoms in one cell.
+    """Times an `EwaldBlock`, forward and with its gradient, on random atoms in one cell.
 
     Args:
         nodes: Atoms.
         num_k: Index box of the wave vectors; (5, 4, 5) has 544.
         features: Channels.
         num_hidden: Residual layers of the update network.
-        repeats: Timed calls of the block and of the matrix product, in turn.
+        repeats: Timed calls of block, gradient and matrix product, in turn.
 
     Returns:
         The timing.
     """
     config = EwaldConfig(scheme="lattice", num_k=num_k, num_hidden=num_hidden)
-    batch = _one_cell(nodes)
-    h = jax.random.normal(jax.random.key(0), (nodes, features))
-    module = _OneBlock(config)
-    params = jax.jit(module.init)(jax.random.key(1), h, batch)
-    compiled = jax.jit(module.apply).lower(params, h, batch).compile()
-    matrix = jax.random.normal(jax.random.key(2), (MATMUL_SIZE, MATMUL_SIZE))
-    product = jax.jit(jnp.matmul)
-    calls = (lambda: compiled(params, h, batch), lambda: product(matrix, matrix))
-    jax.block_until_ready((params, h, matrix))
+    module, params, h, batch = one_block(config, nodes, features)
+    forward, gradient = (
+        jax.jit(call).lower(params, h, batch).compile()
+        for call in (module.apply, partial(block_gradient, module))
+    )
+    calls = (
+        lambda: forward(params, h, batch),
+        lambda: gradient(params, h, batch),
+        matrix_product(),
+    )
+    jax.block_until_ready((params, h))
     # The very first call: later ones find memory that the process has kept.
     resident = resident_peak_mb(calls[0])
-    block, matmul = interleaved(calls, repeats)
+    (block, spread), (both, both_spread), (matmul, _) = map(
+        median_and_spread, interleaved(calls, repeats)
+    )
     kvecs = len(half_box(*num_k))
-    memory = compiled.memory_analysis()
-    rate = 8e-9 * nodes * kvecs * features / np.median(block)
-    matmul_rate = 2e-9 * MATMUL_SIZE**3 / np.median(matmul)
+    sums = 8e-9 * nodes * kvecs * features
+    matmul_rate = 2e-9 * MATMUL_SIZE**3 / matmul
     return BlockTiming(
         nodes=nodes,
         kvecs=kvecs,
         features=features,
-        seconds=float(np.median(block)),
-        seconds_spread=float(np.subtract(*np.percentile(block, [75, 25]))),
-        gflops=float(rate),
-        matmul_gflops=float(matmul_rate),
-        fraction=float(rate / matmul_rate),
-        compiled_mb=(memory.temp_size_in_bytes + memory.output_size_in_bytes) / _MB,
+        seconds=block,
+        seconds_spread=spread,
+        gflops=sums / block,
+        matmul_gflops=matmul_rate,
+        fraction=sums / block / matmul_rate,
+        compiled_mb=reserved_bytes(forward) / _MB,
         resident_mb=resident,
+        gradient_seconds=both,
+        gradient_spread=both_spread,
+        gradient_gflops=3 * sums / both,
+        gradient_fraction=3 * sums / both / matmul_rate,
+        gradient_mb=reserved_bytes(gradient) / _MB,
     )
 
 
-def interleaved(calls: tuple[Callable[[], Any], ...], repeats: int) -> np.ndarray:
+def matrix_product() -> Callable[[], Array]:
+    """The float32 matrix product whose rate others are compared with."""
+    matrix = jax.random.normal(jax.random.key(2), (MATMUL_SIZE, MATMUL_SIZE))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(matrix, matrix)
+
+
+def one_block(
+    config: EwaldConfig, nodes: int, features: int
+) -> tuple[nn.Module, PyTree, Float[Array, "nodes feat"], Batch]:
+    """An Ewald block on its own, with random parameters, for one cell of random features.
+
+    Returns:
+        The module, called with features and batch; its parameters; features; the batch.
+    """
+    # The block looks at no edges: the shortest cutoff keeps the list small.
+    structure = structure_from_atoms(ionic_crystal(nodes), 1.0)
+    # To the device now: each call would copy it again.
+    batch = jax.device_put(batch_graphs([structure]))
+    h = jax.random.normal(jax.random.key(0), (nodes, features))
+    module = _OneBlock(config)
+    params = jax.jit(module.init)(jax.random.key(1), h, batch)
+    return module, params, h, batch
+
+
+def block_gradient(
+    module: nn.Module, params: PyTree, h: Float[Array, "nodes feat"], batch: Batch
+) -> PyTree:
+    """Half the squared length of what a block of `one_block` adds, and its derivatives."""
+
+    def half_square(params, h, positions):
+        nodes = {**batch.graph.nodes, "positions": positions}
+        moved = batch._replace(graph=batch.graph._replace(nodes=nodes))
+        return jnp.sum(module.apply(params, h, moved) ** 2) / 2
+
+    positions = batch.graph.nodes["positions"]
+    return jax.value_and_grad(half_square, argnums=(0, 1, 2))(params, h, positions)
+
+
+def median_and_spread(seconds: np.ndarray) -> tuple[float, float]:
+    """Median and interquartile range of repetitions."""
+    low, middle, high = np.percentile(seconds, [25, 50, 75])
+    return float(middle), float(high - low)
+
+
+def reserved_bytes(compiled: Any) -> int:
+    """Temporary and output buffers that XLA has planned for a compiled function."""
+    plan = compiled.memory_analysis()
+    return int(plan.temp_size_in_bytes + plan.output_size_in_bytes)
+
+
+def interleaved(
+    calls: tuple[Callable[[], Any], ...], repeats: int, warm_up: bool = True
+) -> np.ndarray:
     """Seconds [calls, repeats] of functions called in turn, after one call to warm up."""
-    for call in calls:
+    for call in calls if warm_up else ():
         jax.block_until_ready(call())
     seconds = np.empty((len(calls), repeats))
     for repeat in range(repeats):
@@ -131,10 +210,12 @@ def resident_peak_mb(call: Callable[[], Any]) -> float | None:
     """Peak resident memory of the process during a call, above that before it, MB.
 
     Linux only: the kernel's high-water mark is reset before the call. None elsewhere. Memory
-    that the process has kept from before counts as nothing.
+    that the process has kept from before counts as nothing; glibc gives back what it can.
     """
     status = Path("/proc/self/status")
     try:
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_kb(status, "VmRSS")
         jax.block_until_ready(call())
@@ -148,20 +229,3 @@ def _status_kb(status: Path, key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
     raise LookupError(key)
-
-
-def _one_cell(nodes: int) -> Batch:
-    import ase
-
-    from ewald_jax.graph import batch_graphs, structure_from_atoms
-
-    rng = np.random.default_rng(0)
-    # A cubic grid at about the density of water, jittered: no two atoms on top of each other.
-    side = int(np.ceil(nodes ** (1 / 3)))
-    grid = np.stack(np.meshgrid(*[np.arange(side)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    positions = 2.15 * (grid[:nodes] + rng.uniform(-0.2, 0.2, (nodes, 3)))
-    atoms = ase.Atoms(
-        numbers=np.full(nodes, 8), positions=positions, cell=[2.15 * side] * 3, pbc=True
-    )
-    # The block looks at no edges: the shortest cutoff keeps the list small.
-    return batch_graphs([structure_from_atoms(atoms, 1.0)])

@@ -16,7 +16,8 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from ewald_jax.analysis.benchmark import resident_peak_mb
-from ewald_jax.analysis.benchmark_step import slabs, time_steps
+from ewald_jax.analysis.benchmark_step import time_steps
+from ewald_jax.analysis.made_up import slabs
 from ewald_jax.data.base import DataConfig, GraphDataset, load_dataset
 from ewald_jax.data.fitting import dataset_statistics
 from ewald_jax.data.loader import Loader

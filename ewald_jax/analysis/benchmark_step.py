@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ase
-import ase.build
 import flax.linen as nn
 import jax
 import numpy as np
 
-from ewald_jax.analysis.benchmark import interleaved, resident_peak_mb
-from ewald_jax.graph import batch_graphs, structure_from_atoms
+from ewald_jax.analysis.benchmark import (
+    MATMUL_SIZE,
+    interleaved,
+    matrix_product,
+    median_and_spread,
+    resident_peak_mb,
+)
+from ewald_jax.graph import batch_graphs, sizes_of, structure_from_atoms
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, neighborhood
 from ewald_jax.potential import init_params
@@ -38,6 +43,11 @@ class StepTiming:
         seconds: Median time of a step.
         seconds_spread: Interquartile range.
         ratio: `seconds` over that of the first model of the same run.
+        gflop: Operations of the compiled step as XLA counts them, 1e9.
+        gbytes: Bytes that its parts read and write as XLA counts them, 1e9; more than memory
+            sees, as much of it stays in cache.
+        limit_seconds: What the operations would take at the rate of a 2048^3 float32 matrix
+            product, timed in turn with the steps.
         compiled_mb: Temporary buffers that XLA reserves besides parameters and batch, MB.
         resident_mb: Measured peak of the process above its state before the first step, MB;
             None where the system cannot tell.
@@ -51,6 +61,9 @@ class StepTiming:
     seconds: float
     seconds_spread: float
     ratio: float
+    gflop: float
+    gbytes: float
+    limit_seconds: float
     compiled_mb: float
     resident_mb: float | None
 
@@ -85,9 +98,11 @@ def time_steps(
                 check_structure(model, atoms.numbers, atoms.pbc)
             except InputError as error:
                 raise InputError(f"{name}: structure {index} {error}") from None
-    prepared = [_Step(model, structures, loss) for model in models.values()]
-    seconds = interleaved(tuple(step.run for step in prepared), repeats)
-    medians = np.median(seconds, axis=1)
+    prepared = [PreparedStep(model, structures, loss) for model in models.values()]
+    product = matrix_product()
+    *seconds, of_product = interleaved((*(step.run for step in prepared), product), repeats)
+    timed = [median_and_spread(times) for times in seconds]
+    rate = 2e-9 * MATMUL_SIZE**3 / median_and_spread(of_product)[0]
     return [
         StepTiming(
             name=name,
@@ -95,22 +110,40 @@ def time_steps(
             nodes=sum(map(len, structures)),
             edges=int(step.batch.graph.n_edge.sum()),
             compile_seconds=step.compile_seconds,
-            seconds=float(median),
-            seconds_spread=float(np.subtract(*np.percentile(times, [75, 25]))),
-            ratio=float(median / medians[0]),
+            seconds=median,
+            seconds_spread=spread,
+            ratio=median / timed[0][0],
+            gflop=step.gflop,
+            gbytes=step.gbytes,
+            limit_seconds=step.gflop / rate,
             compiled_mb=step.compiled_mb,
             resident_mb=step.resident_mb,
         )
-        for name, step, median, times in zip(
-            models, prepared, medians, seconds, strict=True
-        )
+        for name, step, (median, spread) in zip(models, prepared, timed, strict=True)
     ]
 
 
-class _Step:
-    """A compiled step and its state."""
+class PreparedStep:
+    """A compiled step and its state.
+
+    Attributes:
+        batch: Of all structures, with random labels.
+        parameters: Of the model.
+        compile_seconds: Tracing and compilation.
+        gflop: Operations, 1e9.
+        gbytes: Bytes read and written, 1e9.
+        compiled_mb: Temporary buffers that XLA reserves, MB.
+        resident_mb: Measured peak of the first step, MB.
+    """
 
     def __init__(self, model: nn.Module, structures: Sequence[ase.Atoms], loss: LossConfig):
+        """Compiles the step and does it once.
+
+        Args:
+            model: The network.
+            structures: The batch.
+            loss: What the step minimises.
+        """
         self.batch = _labelled_batch(model, structures)
         optim = OptimConfig(lr=1e-5)
         tx = make_optimizer(optim, num_steps=1000)
@@ -121,10 +154,13 @@ class _Step:
         started = time.perf_counter()
         self._step = step.lower(self._state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
+        cost = self._step.cost_analysis()
+        self.gflop, self.gbytes = cost["flops"] / 1e9, cost["bytes accessed"] / 1e9
         self.compiled_mb = self._step.memory_analysis().temp_size_in_bytes / _MB
         self.resident_mb = resident_peak_mb(self.run)
 
     def run(self) -> Any:
+        """One step, from where the last one ended."""
         self._state, sums = self._step(self._state, self.batch)
         return sums
 
@@ -139,46 +175,4 @@ def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
         free = np.ones(len(atoms), bool)
         targets.append({"energy": energy, "forces": forces, "stress": stress, "free": free})
     made = [structure_from_atoms(atoms, needed, dtype) for atoms in structures]
-    return batch_graphs(made, targets, triplets=needed.triplets)
-
-
-def alkanes(count: int, carbons: int = 13) -> list[ase.Atoms]:
-    """Chain molecules C_n H_2n+2, each a little different; 13 carbons make 41 atoms.
-
-    Args:
-        count: Molecules.
-        carbons: Carbon atoms of each.
-    """
-    positions, species = [], []
-    for i in range(carbons):
-        side = 1 if i % 2 else -1
-        carbon = np.array([1.27 * i, 0.43 * side, 0.0])
-        positions += [
-            carbon,
-            carbon + [0, 0.63 * side, 0.88],
-            carbon + [0, 0.63 * side, -0.88],
-        ]
-        species += [6, 1, 1]
-    for end, step in ((positions[0], -1.0), (positions[-3], 1.0)):
-        positions.append(end + [step, -0.5 * np.sign(end[1]), 0.0])
-        species.append(1)
-    return _rattled(ase.Atoms(species, positions), count)
-
-
-def slabs(count: int, size: tuple[int, int, int] = (4, 4, 4)) -> list[ase.Atoms]:
-    """CO on Pt(111), periodic along all axes, each a little different.
-
-    Args:
-        count: Slabs.
-        size: Atoms along each axis; the default makes 66 with CO.
-    """
-    atoms = ase.build.fcc111("Pt", size, vacuum=8.0, periodic=True)
-    ase.build.add_adsorbate(atoms, ase.build.molecule("CO"), 1.9, "ontop", mol_index=1)
-    return _rattled(atoms, count)
-
-
-def _rattled(atoms: ase.Atoms, count: int) -> list[ase.Atoms]:
-    copies = [atoms.copy() for _ in range(count)]
-    for seed, copy in enumerate(copies):
-        copy.rattle(0.02, seed=seed)
-    return copies
+    return batch_graphs(made, targets, neighborhood=needed.suited(sizes_of(made)))

@@ -74,7 +74,7 @@ class Evaluator:
             if self.members > 1:
                 function = jax.vmap(function, in_axes=(0, None))
             compiled = jax.jit(function).lower(self._params, batch).compile()
-            check_memory(_needed_bytes(compiled), self.memory_limit, batch)
+            check_memory(needed_bytes(compiled), self.memory_limit, batch)
             self._compiled[key] = compiled
         found = jax.tree.map(np.asarray, self._compiled[key](self._params, batch))
         return found if self.members > 1 else jax.tree.map(lambda x: x[None], found)
@@ -115,7 +115,7 @@ def device_memory() -> int:
     return int(stats.get("bytes_limit", machine))
 
 
-def _needed_bytes(compiled: Any) -> int:
+def needed_bytes(compiled: Any) -> int:
     """What the compiler has planned; 0 where it does not say."""
     plan = compiled.memory_analysis()
     names = ("temp_size_in_bytes", "output_size_in_bytes", "argument_size_in_bytes")

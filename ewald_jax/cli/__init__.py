@@ -7,7 +7,6 @@ is one sentence on stderr and exit code 2; Ctrl-C is exit code 130.
 import typer
 
 from ewald_jax.cli.benchmark import benchmark_app
-from ewald_jax.cli.benchmark_precision import precision
 from ewald_jax.cli.data import data_app
 from ewald_jax.cli.evaluate import evaluate
 from ewald_jax.cli.export import export
@@ -39,7 +38,6 @@ app.command("i-pi")(i_pi)
 app.command()(export)
 app.command("fit-scales")(fit_scales)
 app.command("import-torch")(import_torch)
-benchmark_app.command()(precision)
 app.add_typer(benchmark_app, name="benchmark")
 app.add_typer(data_app, name="data")
 

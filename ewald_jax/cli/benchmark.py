@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ewald_jax.cli.benchmark_peers import peers
+from ewald_jax.cli.benchmark_precision import precision
+from ewald_jax.cli.benchmark_scaling import scaling
 from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
@@ -12,6 +15,16 @@ from ewald_jax.cli.common import (
     print_json,
     print_table,
     split_arguments,
+    split_numbers,
+)
+from ewald_jax.cli.measuring import (
+    Features,
+    NumK,
+    Picture,
+    check_drawable,
+    index_box,
+    jax_device,
+    keep_picture,
 )
 from ewald_jax.typing import InputError
 
@@ -23,40 +36,53 @@ benchmark_app = typer.Typer(
 @benchmark_app.command()
 @command
 def kspace(
-    nodes: Annotated[int, typer.Option(min=1, help="Atoms in one cell.")] = 4000,
-    num_k: Annotated[
-        str, typer.Option(help="Index box n_x,n_y,n_z; 5,4,5 has 544.")
-    ] = "5,4,5",
-    features: Annotated[int, typer.Option(min=1, help="Channels.")] = 128,
+    nodes: Annotated[str, typer.Option(help="Atoms in one cell; several: 1000,4000.")] = (
+        "4000"
+    ),
+    num_k: NumK = "5,4,5",
+    features: Features = 128,
     num_hidden: Annotated[int, typer.Option(min=0, help="Residual layers.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 20,
+    picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
-    """One Ewald block, forward, against a matrix product measured in the same run."""
+    """One Ewald block against a matrix product measured in the same run.
+
+    The rate counts the operations of the two sums alone, forward and with the gradient by
+    features, positions and parameters.
+    """
     from ewald_jax.analysis.benchmark import time_block
 
-    try:
-        box = tuple(int(n) for n in num_k.split(","))
-    except ValueError:
-        box = ()
-    if len(box) != 3:
-        raise InputError(f"--num-k is {num_k!r}, expected three integers such as 5,4,5")
-    timing = time_block(nodes, box, features, num_hidden, repeats)
+    numbers, box = split_numbers(nodes, "--nodes"), index_box(num_k)
+    check_drawable(picture)
+    timings = [time_block(n, box, features, num_hidden, repeats) for n in numbers]
+    values = {"blocks": [t.to_dict() for t in timings], "device": jax_device()}
+    title = f"{timings[0].kvecs} wave vectors, {features} features, {jax_device()}"
+    if picture is not None:
+        from ewald_jax.analysis.benchmark_plots import plot_rates
+
+        keep_picture(plot_rates(values["blocks"], title), picture)
     if as_json:
-        print_json(timing.to_dict())
+        print_json(values)
         return
     rows = [
-        ("time of one forward pass", 1e3 * timing.seconds, "ms"),
-        ("its interquartile range", 1e3 * timing.seconds_spread, "ms"),
-        ("rate, the two sums counted", timing.gflops, "GFLOP/s"),
-        ("rate of a 2048^3 matrix product", timing.matmul_gflops, "GFLOP/s"),
-        ("block / matrix product", timing.fraction, ""),
-        ("buffers reserved by XLA", timing.compiled_mb, "MB"),
+        (
+            t.nodes,
+            1e3 * t.seconds,
+            1e3 * t.seconds_spread,
+            t.fraction,
+            1e3 * t.gradient_seconds,
+            1e3 * t.gradient_spread,
+            t.gradient_fraction,
+            t.matmul_gflops,
+            t.compiled_mb,
+            t.gradient_mb,
+        )
+        for t in timings
     ]
-    if timing.resident_mb is not None:
-        rows.append(("measured peak above the inputs", timing.resident_mb, "MB"))
-    title = f"{timing.nodes} atoms, {timing.kvecs} wave vectors, {timing.features} features"
-    print_table(title, ("", "value", "unit"), rows)
+    forward = ("atoms", "forward ms", "IQR ms", "/ product")
+    gradient = ("with gradient ms", "IQR ms", "/ product", "product GFLOP/s")
+    print_table(title, (*forward, *gradient, "MB", "gradient MB"), rows)
 
 
 @benchmark_app.command()
@@ -80,13 +106,15 @@ def step(
         int, typer.Option(min=1, help="n of the molecules, C_n H_2n+2; 13 make 41 atoms.")
     ] = 13,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 5,
+    picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
     """Training steps of variants of a model, in turn on the same made-up structures.
 
     For example: ewald-jax benchmark step model.yaml -v baseline.yaml -v voxel.yaml
     """
-    from ewald_jax.analysis.benchmark_step import alkanes, slabs, time_steps
+    from ewald_jax.analysis.benchmark_step import time_steps
+    from ewald_jax.analysis.made_up import alkanes, slabs
     from ewald_jax.config import load_config
 
     paths, overrides = split_arguments(configs)
@@ -97,7 +125,15 @@ def step(
     models = {path.stem: c.model for path, c in zip(variant, composed, strict=True)}
     if len(models) < len(variant):
         raise InputError("two --variant files have the same name, expected different ones")
+    check_drawable(picture)
     timings = time_steps(models, structures, composed[0].loss, repeats)
+    title = f"training step, {timings[0].nodes} atoms, {jax_device()}"
+    if picture is not None:
+        from ewald_jax.analysis.benchmark_plots import plot_bars
+
+        bars = {t.name: (t.ratio, t.ratio * t.seconds_spread / t.seconds) for t in timings}
+        figure = plot_bars(bars, f"time / time of {timings[0].name}", title)
+        keep_picture(figure, picture)
     if as_json:
         settings = {
             "config": " ".join(path.stem for path in paths),
@@ -117,19 +153,22 @@ def step(
             1e3 * t.seconds,
             1e3 * t.seconds_spread,
             t.ratio,
+            t.gflop,
+            t.gbytes,
+            1e3 * t.limit_seconds,
             t.compiled_mb,
             t.resident_mb,
         )
         for t in timings
     ]
     columns = ("variant", "parameters", "edges", "compile s", "step ms", "IQR ms", "ratio")
-    title = f"training step, {timings[0].nodes} atoms, {jax_device()}"
-    print_table(title, (*columns, "buffers MB", "peak MB"), rows)
+    limits = ("GFLOP", "GB", "limit ms")
+    print_table(title, (*columns, *limits, "buffers MB", "peak MB"), rows)
 
 
 @benchmark_app.command()
 @command
-def data(
+def loader(
     configs: Annotated[
         list[str],
         typer.Argument(metavar="MODEL... [KEY=VALUE]...", help="Files, then overrides."),
@@ -146,7 +185,7 @@ def data(
 ) -> None:
     """Conversion, opening and reading of data, against the training step of a model.
 
-    For example: ewald-jax benchmark data schnet_small.yaml baseline.yaml
+    For example: ewald-jax benchmark loader schnet_small.yaml baseline.yaml
     """
     from ewald_jax.analysis.benchmark_data import time_data
     from ewald_jax.config import load_config
@@ -181,8 +220,7 @@ def data(
     print_table(title, ("", "value", "unit"), rows)
 
 
-def jax_device() -> str:
-    """What the numbers were measured on."""
-    import jax
-
-    return jax.devices()[0].device_kind
+benchmark_app.command("data", hidden=True)(loader)  # its name before
+benchmark_app.command()(scaling)
+benchmark_app.command()(peers)
+benchmark_app.command()(precision)

@@ -14,6 +14,7 @@ from ewald_jax.cli.common import (
     print_json,
     print_table,
 )
+from ewald_jax.cli.measuring import jax_device
 from ewald_jax.cli.sources import SOURCE_HELP, check_known, evaluated_data, structures_of
 from ewald_jax.typing import InputError
 
@@ -46,7 +47,6 @@ def precision(
     For example: ewald-jax benchmark precision pretrained:dimers
     """
     from ewald_jax.analysis.benchmark_precision import compare_precisions
-    from ewald_jax.cli.benchmark import jax_device
     from ewald_jax.data.base import load_dataset
     from ewald_jax.models import neighborhood
     from ewald_jax.train.checkpoint import load_checkpoint

@@ -147,6 +147,24 @@ def split_arguments(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
     return [Path(path) for path in paths], overrides
 
 
+def split_numbers(text: str, option: str, least: int = 1) -> list[int]:
+    """Whole numbers that an option takes with commas between them.
+
+    Raises:
+        InputError: Naming the option, if there are none, one is no number or too small.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least:
+        raise InputError(
+            f"{option} is {text!r}, expected whole numbers >= {least} with commas between "
+            "them, such as 1000,4000"
+        )
+    return numbers
+
+
 def _unit(name: str) -> str:
     words = {"energy": "eV", "forces": "eV/Å", "stress": "eV/Å^3"}
     if not name.endswith(("mae", "rmse", "std")):

@@ -3,7 +3,7 @@
 The order depends on the seed and the epoch only, so an epoch can be resumed at any batch.
 One thread reads 18,000 structures of 77 atoms per second from the cache and pads 4,400 into
 batches, 290 times what a training step of SchNet ``small`` consumes on two cores (measured in
-one run of ``ewald-jax benchmark data``): processes that load, such as grain's, would idle.
+one run of ``ewald-jax benchmark loader``): processes that load, such as grain's, would idle.
 Where several processes train, `Loader` gives each its part of every batch.
 """
 
@@ -82,6 +82,7 @@ class Loader:
         self.batch_size = batch_size
         self._statistics, self._seed, self._dtype = statistics, shuffle_seed, dtype
         self._prefetch, self._process = prefetch, process
+        self._neighborhood = dataset.neighborhood.suited(dataset.sizes)
         if batch_size < process[1]:
             processes = (
                 "" if process[1] == 1 else f", one for each of {process[1]} processes"
@@ -141,7 +142,7 @@ class Loader:
             [sample.structure for sample in samples],
             [sample.targets for sample in samples],
             max(shapes, key=self.budgets.index),
-            self.dataset.neighborhood.triplets,
+            self._neighborhood,
         )
         return self._cast(batch, sizes.n_node)
 
