@@ -102,6 +102,11 @@ def _vectors(graph, senders, receivers, shifts, owner) -> Float[Array, "edges 3"
     return positions[senders] + translation - positions[receivers]
 
 
+def full_matmul(a: Array, b: Array) -> Array:
+    """``a @ b`` in the type of the arrays: float32 is not TF32 or bfloat16 on any device."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def gather(values: Array, index: Int[Array, "*batch"], fill: int = 0) -> Array:
     """Rows of `values`; `fill` where the index is past the end, also if there are no rows.
 

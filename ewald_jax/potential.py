@@ -21,6 +21,7 @@ from ewald_jax import ops
 from ewald_jax.graph.schema import Batch
 from ewald_jax.kspace import cell_volume
 from ewald_jax.nn.ewald_geometry import kspace_geometry
+from ewald_jax.nn.products import check_type, multiplying, precision_of
 from ewald_jax.typing import Array, Float, InputError, PyTree
 
 
@@ -139,11 +140,17 @@ def apply_model(model: nn.Module, params: PyTree, batch: Batch, **options: Any) 
 
     Raises:
         ParameterError: If the parameters are those of an ensemble, or of another model.
+        InputError: If the structures are in another type of floats than the model's
+            `precision` needs.
     """
     # numpy arrays that a caller closes over cannot be indexed by traced ones.
     batch = jax.tree.map(jnp.asarray, _unlabelled(batch))
+    precision = precision_of(model)
+    check_type(precision, batch.graph.nodes["positions"].dtype)
     try:
-        return model.apply({"params": params}, batch, _geometry(model, batch), **options)
+        with multiplying(precision):
+            kspace = _geometry(model, batch)
+            return model.apply({"params": params}, batch, kspace, **options)
     except ScopeParamShapeError as error:
         # Flax ends its sentences with an address.
         which = str(error).split(" (http")[0]

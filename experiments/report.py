@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare import COLUMNS, HERE, summarise, table_rows
+from precision import precision_table
 
 READMES = (HERE / "README.md", HERE.parent / "README.md")
 
@@ -196,6 +197,7 @@ def main() -> None:
         "blocks": block_table,
         "timings": scaling_table,
         "rows": peers_table,
+        "models": precision_table,
     }
     for name, study in studies.items():
         for key, table in kinds.items():

@@ -31,8 +31,8 @@ def scripts(monkeypatch):
     import report
 
     yield compare, demo, report
-    for module in (compare, demo, report):
-        sys.modules.pop(module.__name__, None)
+    for name in ("compare", "demo", "precision", "report"):
+        sys.modules.pop(name, None)
 
 
 def _result(variant, seed, error, data="dimers"):

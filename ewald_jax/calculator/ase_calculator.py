@@ -31,6 +31,7 @@ from ewald_jax.graph import (
 )
 from ewald_jax.graph.verlet import VerletList
 from ewald_jax.models import check_structure, neighborhood
+from ewald_jax.nn.products import with_precision
 from ewald_jax.pretrained import PREFIX
 from ewald_jax.typing import PyTree
 
@@ -80,6 +81,7 @@ class EwaldCalculator(Calculator):
         strict: bool = False,
         memory_limit: int | None = None,
         members: int = 1,
+        precision: str | None = None,
         **options: Any,
     ):
         """Compiles nothing yet.
@@ -96,6 +98,7 @@ class EwaldCalculator(Calculator):
                 warning.
             memory_limit: Bytes that an evaluation may take; None for what the device has.
             members: How many networks the parameters are of.
+            precision: As a model's field; None for the model's own (see `nn.products`).
             **options: Of `ase.calculators.calculator.Calculator`.
 
         Raises:
@@ -104,9 +107,10 @@ class EwaldCalculator(Calculator):
         """
         check_settings(EwaldCalculator, options, {"skin": skin, "slack": slack})
         super().__init__(**options)
-        self.model, self.statistics, self._skin = model, statistics, float(skin)
+        self.statistics, self._skin = statistics, float(skin)
         self._check_elements = ElementCheck(statistics, strict)
         with raised_as(SetupError):
+            self.model = model = with_precision(model, precision)
             self._neighborhood = neighborhood(model)
             self._alone = neighborhood(model, alone=True)
             check_members(members, params)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ewald_jax.cli.benchmark_peers import peers
+from ewald_jax.cli.benchmark_precision import precision
 from ewald_jax.cli.benchmark_scaling import scaling
 from ewald_jax.cli.common import (
     AsJson,
@@ -222,3 +223,4 @@ def loader(
 benchmark_app.command("data", hidden=True)(loader)  # its name before
 benchmark_app.command()(scaling)
 benchmark_app.command()(peers)
+benchmark_app.command()(precision)

@@ -26,6 +26,10 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(help="A directory written by `train`, or pretrained:NAME."),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="float32, tf32, bfloat16 or float64; the model's own if unset."),
+]
 Which = Annotated[str, typer.Option(help="Parameters to use: best or last.")]
 
 

@@ -10,6 +10,7 @@ from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
     Checkpoint,
+    Precision,
     Progress,
     Which,
     command,
@@ -17,17 +18,14 @@ from ewald_jax.cli.common import (
     print_json,
     print_metrics,
     progress_bar,
-    split_arguments,
 )
 from ewald_jax.cli.sources import (
     SOURCE_HELP,
     check_known,
-    checkpoint_data,
-    data_config,
+    evaluated_data,
     shared_with_training,
     structures_of,
 )
-from ewald_jax.typing import InputError
 
 
 @command
@@ -45,6 +43,7 @@ def evaluate(
     ] = "",
     which: Which = "best",
     batch_size: BatchSize = 32,
+    precision: Precision = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -58,22 +57,14 @@ def evaluate(
     """
     from ewald_jax.data.base import load_dataset
     from ewald_jax.models import neighborhood
+    from ewald_jax.nn.products import with_precision
     from ewald_jax.train.checkpoint import load_checkpoint
     from ewald_jax.train.description import members_of
     from ewald_jax.train.evaluate import evaluate as measure
 
-    sources, overrides = split_arguments(data or ())
-    if len(sources) > 1:
-        raise InputError(f"{sources[0]} and {sources[1]} are both data, expected one")
     model, params, saved, statistics = load_checkpoint(checkpoint, which)
-    if sources:
-        name = str(sources[0])
-        config = data_config(name, overrides)
-        split = split or ("all" if name == config.path else "test")
-    else:
-        name = f"the data of {checkpoint}"
-        config = checkpoint_data(saved, checkpoint, overrides)
-        split = split or "test"
+    model = with_precision(model, precision)
+    name, config, split = evaluated_data(data or (), saved, checkpoint, split)
     dataset = load_dataset(config, neighborhood(model), progress)
     indices = structures_of(dataset, config, split)
     if split != "train" and (

@@ -11,6 +11,7 @@ from ewald_jax.cli import simulation as run
 from ewald_jax.cli.common import (
     INTERRUPTED,
     Checkpoint,
+    Precision,
     Progress,
     Which,
     command,
@@ -41,6 +42,7 @@ def i_pi(
     which: Which = "best",
     skin: run.Skin = 0.5,
     strict: run.Strict = False,
+    precision: Precision = None,
     progress: Progress = True,
 ) -> None:
     """Compute energies, forces and virials for an i-PI server until it ends.
@@ -54,7 +56,7 @@ def i_pi(
             f"--unix must be the name of a socket, without a folder, not {unix!r}"
         )
     atoms = run.nth_structure(structures, frame)
-    atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
+    atoms.calc = run.load_calculator(checkpoint, which, skin, strict, precision)
     # Before there is a connection: what cannot be computed must not stop a server.
     atoms.get_potential_energy()
     client, place = connect(unix, host, port, wait)

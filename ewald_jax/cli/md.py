@@ -9,7 +9,7 @@ from ase import units
 
 from ewald_jax.analysis.drift import Drift, energy_drift
 from ewald_jax.cli import simulation as run
-from ewald_jax.cli.common import AsJson, Checkpoint, Progress, Which, command
+from ewald_jax.cli.common import AsJson, Checkpoint, Precision, Progress, Which, command
 from ewald_jax.typing import InputError
 
 _FEWEST_FOR_DRIFT = 10
@@ -40,6 +40,7 @@ def md(
     which: Which = "best",
     skin: run.Skin = 0.5,
     strict: run.Strict = False,
+    precision: Precision = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +61,7 @@ def md(
         raise InputError(
             f"{output} has {first} steps already, expected --steps {first} or more"
         )
-    atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
+    atoms.calc = run.load_calculator(checkpoint, which, skin, strict, precision)
     rng = np.random.default_rng((seed, first))
     if not atoms.get_momenta().any():
         draw_velocities(atoms, temperature, rng)

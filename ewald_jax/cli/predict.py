@@ -17,6 +17,7 @@ from ewald_jax.cli.common import (
     AsJson,
     BatchSize,
     Checkpoint,
+    Precision,
     Progress,
     Which,
     command,
@@ -64,6 +65,7 @@ def predict(
     forces: Annotated[bool, typer.Option(help="Predict forces.")] = True,
     which: Which = "best",
     batch_size: BatchSize = 16,
+    precision: Precision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
     progress: Progress = True,
     as_json: AsJson = False,
@@ -87,10 +89,12 @@ def predict(
     if not structures.is_file():
         raise InputError(f"there is no file of structures {structures}")
 
+    from ewald_jax.nn.products import with_precision
     from ewald_jax.train.checkpoint import load_checkpoint
     from ewald_jax.train.description import members_of
 
     model, params, saved, statistics = load_checkpoint(checkpoint, which)
+    model = with_precision(model, precision)
     ensemble = members_of(saved) > 1
     frames = read_frames(structures)
     options = {"forces": forces, "stress": stress}

@@ -8,7 +8,7 @@ import typer
 from ase import units
 
 from ewald_jax.cli import simulation as run
-from ewald_jax.cli.common import AsJson, Checkpoint, Progress, Which, command
+from ewald_jax.cli.common import AsJson, Checkpoint, Precision, Progress, Which, command
 from ewald_jax.typing import InputError
 
 Optimizer = Literal["fire", "bfgs", "lbfgs"]
@@ -33,6 +33,7 @@ def relax(
     which: Which = "best",
     skin: run.Skin = 0.5,
     strict: run.Strict = False,
+    precision: Precision = None,
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
@@ -45,7 +46,7 @@ def relax(
     if not fmax > 0:
         raise InputError(f"--fmax must be a force above 0 eV/Å, not {fmax}")
     atoms, first = run.starting_point(structures, frame, output, resume, overwrite)
-    atoms.calc = run.load_calculator(checkpoint, which, skin, strict)
+    atoms.calc = run.load_calculator(checkpoint, which, skin, strict, precision)
     target = cell_filter(atoms, pressure) if cell else atoms
     with run.trajectory(output, atoms, resume, interval) as record:
         optimization = _optimizer(optimizer)(target, logfile=None)

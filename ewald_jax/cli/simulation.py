@@ -100,7 +100,7 @@ def check_pressure(atoms: ase.Atoms, pressure: float) -> None:
 
 
 def load_calculator(
-    checkpoint: Path, which: str, skin: float, strict: bool
+    checkpoint: Path, which: str, skin: float, strict: bool, precision: str | None
 ) -> "EwaldCalculator":
     """The calculator of a checkpoint.
 
@@ -109,7 +109,8 @@ def load_calculator(
     """
     from ewald_jax.calculator import EwaldCalculator
 
-    return EwaldCalculator.from_checkpoint(checkpoint, which, skin=skin, strict=strict)
+    options = {"skin": skin, "strict": strict, "precision": precision}
+    return EwaldCalculator.from_checkpoint(checkpoint, which, **options)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,35 @@ def checkpoint_data(
     return load_section(saved["data"], "data", overrides)
 
 
+def evaluated_data(
+    arguments: Sequence[str], saved: Mapping[str, Any], checkpoint: Path, split: str
+) -> tuple[str, DataConfig, str]:
+    """The data that a checkpoint is to be evaluated on.
+
+    Args:
+        arguments: One source at most, and `data.key=value` strings; without a source, the
+            data that the checkpoint was trained with.
+        saved: The config of the checkpoint, plain values.
+        checkpoint: Its directory, for messages.
+        split: Of the data; "" for the usual one.
+
+    Returns:
+        The name of the data, their config, the split.
+
+    Raises:
+        InputError: If there are several sources, or none that can be read.
+    """
+    sources, overrides = split_arguments(arguments)
+    if len(sources) > 1:
+        raise InputError(f"{sources[0]} and {sources[1]} are both data, expected one")
+    if not sources:
+        config = checkpoint_data(saved, checkpoint, overrides)
+        return f"the data of {checkpoint}", config, split or "test"
+    name = str(sources[0])
+    config = data_config(name, overrides)
+    return name, config, split or ("all" if name == config.path else "test")
+
+
 def shared_with_training(
     saved: Mapping[str, Any], config: DataConfig, dataset: GraphDataset, indices: np.ndarray
 ) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from jax import export
 
 from ewald_jax import kspace as ks
+from ewald_jax import ops
 from ewald_jax.graph.schema import Batch, Edges, Waves
 from ewald_jax.interop.exported_graph import (
     Frame,
@@ -230,7 +231,8 @@ def _physical_stress(given: Arrays, frame: Frame, stress: Array) -> Array:
     normals = jnp.where(frame.periodic[:, None], 0.0, frame.cell)
     eye = jnp.eye(3, dtype=stress.dtype)
     within = eye - jnp.sum(normals[:, :, None] * normals[:, None, :], axis=0)
-    return jnp.where(defined, share * (within @ stress @ within), 0.0)
+    kept = ops.full_matmul(ops.full_matmul(within, stress), within)
+    return jnp.where(defined, share * kept, 0.0)
 
 
 def example_arrays(dtype: np.dtype, weights: np.ndarray) -> Arrays:

@@ -8,6 +8,7 @@ block). This file holds the parameter-free parts and the classical Coulomb filte
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax import ops
 from ewald_jax.typing import Array, Float, InputError
 
 _WIDE_OFFSET_RBF = 48
@@ -98,7 +99,7 @@ def low_rank_filter(
     up: Float[Array, "bottleneck feat"],
 ) -> Float[Array, "*batch kvecs feat"]:
     """A learned filter of rank `bottleneck`: ``basis @ down @ up``."""
-    return (basis @ down) @ up
+    return ops.full_matmul(ops.full_matmul(basis, down), up)
 
 
 def coulomb_filter(

@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ewald_jax import ops
 from ewald_jax.typing import Array, Bool, Float
 
 _DEGENERACY = {"float64": 1e-8, "float32": 1e-4}
@@ -68,13 +69,13 @@ def principal_axes(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 3
 @principal_axes.defjvp
 def _principal_axes_jvp(primals, tangents):
     (matrix,), (tangent,) = primals, tangents
-    axes = principal_axes(matrix)
-    projected = jnp.swapaxes(axes, -1, -2) @ tangent @ axes
+    axes, product = principal_axes(matrix), ops.full_matmul
+    projected = product(product(jnp.swapaxes(axes, -1, -2), tangent), axes)
     # Eigenvalues as quadratic forms of the axes: differentiable by this very rule again,
     # which second derivatives (training on forces) need.
-    values = jnp.sum(axes * (matrix @ axes), axis=-2)
+    values = jnp.sum(axes * product(matrix, axes), axis=-2)
     gap = values[..., None, :] - values[..., :, None]
     trace = jnp.sum(values, axis=-1)[..., None, None]
     distinct = jnp.abs(gap) > _DEGENERACY[matrix.dtype.name] * trace
     inverse = jnp.where(distinct, 1.0 / jnp.where(distinct, gap, 1.0), 0.0)
-    return axes, axes @ (projected * inverse)
+    return axes, product(axes, projected * inverse)

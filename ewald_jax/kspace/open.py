@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax import ops
 from ewald_jax.kspace.bessel import bessel_ratio
 from ewald_jax.kspace.quadrature import gauss_legendre, num_radial
 from ewald_jax.typing import Array, Float, InputError
@@ -56,7 +57,7 @@ def pair_kernel(
     k_square = jnp.reshape(k_square, (1,) * square.ndim + (-1,))
     waves = bessel_ratio(square[..., None] * k_square)
     # Distances of molecules many k_cutoff wide take many nodes with alternating signs.
-    return jnp.matmul(waves, filter, precision=jax.lax.Precision.HIGHEST)
+    return ops.full_matmul(waves, filter)
 
 
 def pair_message(
@@ -75,7 +76,8 @@ def pair_message(
     nodes, features = h.shape
     heads = kernel.shape[-1]
     h = jnp.pad(h, ((0, 0), (0, -features % heads))).reshape(nodes, heads, -1)
-    message = jnp.einsum("ijb,jbf->ibf", kernel, h)
+    highest = jax.lax.Precision.HIGHEST
+    message = jnp.einsum("ijb,jbf->ibf", kernel, h, precision=highest)
     return message.reshape(nodes, -1)[:, :features]
 
 
@@ -126,7 +128,8 @@ def open_message(
 
     def add(total, node):
         k_square, factor = node
-        return total + (bessel_ratio(square * k_square) @ h) * factor[None], None
+        sent = ops.full_matmul(bessel_ratio(square * k_square), h)
+        return total + sent * factor[None], None
 
     # One node at a time: any rank of filter in the memory of one table of pairs.
     return jax.lax.scan(add, jnp.zeros_like(h), (k**2, phi.astype(h.dtype)))[0]

@@ -15,13 +15,13 @@ factor s_k and phi(k) the frequency filter. Everything is linear in h, and maps 
 structures with `jax.vmap`.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax import ops
 from ewald_jax.kspace.turns import sine_of_turns
 from ewald_jax.typing import Array, Float, Int
 
@@ -52,10 +52,8 @@ def k_dot_r(
 def _k_dot_r_jvp(primals, tangents):
     # Derivatives are sums over atoms or wave vectors: matrix products.
     (positions, kvecs), (moved, changed) = primals, tangents
-    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    return k_dot_r(positions, kvecs), product(moved, kvecs.T) + product(
-        positions, changed.T
-    )
+    tangent = ops.full_matmul(moved, kvecs.T) + ops.full_matmul(positions, changed.T)
+    return k_dot_r(positions, kvecs), tangent
 
 
 def phases(
@@ -137,7 +135,7 @@ def structure_factor_from_phases(
     h: Float[Array, "nodes feat"], phases: Float[Array, "nodes two_kvecs"]
 ) -> Float[Array, "two_kvecs feat"]:
     """S(k) = P^T h: first the real parts, then minus the imaginary parts."""
-    return phases.T @ h
+    return ops.full_matmul(phases.T, h)
 
 
 def message_from_phases(
@@ -154,8 +152,8 @@ def message_from_phases(
     if planes is not None:
         sf = sf - planes.mean[:, None] * jnp.sum(h, axis=0, keepdims=True)
     sf = jnp.concatenate([filter, filter]) * (prefactor * sf)
-    message = phases @ sf
-    return message if planes is None else message + (planes.one @ sf)[None]
+    message = ops.full_matmul(phases, sf)
+    return message if planes is None else message + ops.full_matmul(planes.one, sf)[None]
 
 
 def structure_factor(

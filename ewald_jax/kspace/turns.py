@@ -1,9 +1,10 @@
 r"""Sines of whole turns, the many of them that phases are made of.
 
 ``sin(2 pi x)`` with x in turns: what is beyond half a turn is taken away first, exactly, and
-the rest is a polynomial. On a CPU XLA computes its own sine one number after the other; this one
-is vectorised and fuses with what makes x and with what takes the result. A cosine is the sine a
-quarter of a turn ahead, and so is the derivative: the function is closed under differentiation.
+the rest is a polynomial. On a CPU XLA computes its own sine one number after the other; this
+one is vectorised and fuses with what makes x and with what takes the result. A cosine is the
+sine a quarter of a turn ahead, and so is the derivative: the function is closed under
+differentiation.
 """
 
 import math

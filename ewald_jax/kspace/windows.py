@@ -22,6 +22,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from ewald_jax import ops
 from ewald_jax.typing import Array, Float, Int
 
 _IN_BOUNDS = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
@@ -167,7 +168,7 @@ def _looked_up(
 
 def _row_times(row: Array, matrix: Array) -> Array:
     """A product of full precision: TF32 would lose what the mesh is fine enough for."""
-    return jnp.matmul(row[None], matrix, precision=jax.lax.Precision.HIGHEST)[0]
+    return ops.full_matmul(row[None], matrix)[0]
 
 
 def _corner(first: Array) -> tuple[Array, ...]:

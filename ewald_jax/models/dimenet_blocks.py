@@ -12,6 +12,7 @@ from ewald_jax import ops
 from ewald_jax.graph.schema import Triplets
 from ewald_jax.nn.layers import fan_in_uniform, glorot_orthogonal, silu, unit_uniform
 from ewald_jax.nn.long_range import merge
+from ewald_jax.nn.products import Dense, Readout, einsum, matmul
 from ewald_jax.typing import Array, Float
 
 
@@ -45,7 +46,8 @@ class EdgeEmbedding(nn.Module):
         bias = self.param("bias", fan_in_uniform(3 * width), (width,))
         # The product of a concatenation, without repeating the nodes' part on every edge.
         of_receiver, of_sender, of_radial = jnp.split(kernel, 3)
-        out = (h @ of_receiver)[receivers] + (h @ of_sender)[senders] + radial @ of_radial
+        out = matmul(h, of_receiver)[receivers] + matmul(h, of_sender)[senders]
+        out = out + matmul(radial, of_radial)
         return silu(out + bias[None])
 
 
@@ -84,11 +86,11 @@ class Interaction(nn.Module):
         _, spherical, count = radial.shape
         kernel = self.param("sbf_0", glorot_orthogonal, (spherical * count, basis))
         kernel = kernel.reshape(spherical, count, basis)
-        of_edge = jnp.einsum("elr,lrb->elb", radial, kernel)
+        of_edge = einsum("elr,lrb->elb", radial, kernel)
         of_edge = ops.to_dense(of_edge, triplets.in_edges)
-        of_pair = jnp.einsum("niol,nilb->nobi", harmonics, of_edge)
+        of_pair = einsum("niol,nilb->nobi", harmonics, of_edge)
         message = ops.to_dense(x_kj, triplets.in_edges)
-        total = jnp.einsum("nobi,nif->nobf", of_pair, message)
+        total = einsum("nobi,nif->nobf", of_pair, message)
         total = ops.from_dense(total, triplets.out_slot)
         expand = self.param("sbf_1", glorot_orthogonal, (basis, self.int_emb_size))
         x_kj = silu(_linear(width, "up")(jnp.sum(total * expand[None], axis=1)))
@@ -142,23 +144,23 @@ class OutputBlock(nn.Module):
             # none, and its stream never reached the output.
             x = jnp.concatenate([x, stream], -1) if self.concatenate else merge(x, stream)
         bias = fan_in_uniform(x.shape[-1])
-        x = nn.Dense(
-            self.features, kernel_init=glorot_orthogonal, bias_init=bias, name="up"
-        )(x)
+        x = Dense(self.features, kernel_init=glorot_orthogonal, bias_init=bias, name="up")(
+            x
+        )
         for i in range(self.num_layers):
             x = silu(_dense(self.features, f"lin_{i}")(x))
         zeros = nn.initializers.zeros
-        return nn.Dense(1, use_bias=False, kernel_init=zeros, name="energy")(x)
+        return Readout(use_bias=False, kernel_init=zeros, name="energy")(x)
 
 
 def _dense(features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=glorot_orthogonal, name=name)
+    return Dense(features, kernel_init=glorot_orthogonal, name=name)
 
 
 def _linear(features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, use_bias=False, kernel_init=glorot_orthogonal, name=name)
+    return Dense(features, use_bias=False, kernel_init=glorot_orthogonal, name=name)
 
 
 def _torch_dense(features: int, fan_in: int, name: str) -> nn.Dense:
     init = fan_in_uniform(fan_in)
-    return nn.Dense(features, kernel_init=init, bias_init=init, name=name)
+    return Dense(features, kernel_init=init, bias_init=init, name=name)

@@ -21,6 +21,7 @@ from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ElementEmbedding
 from ewald_jax.nn.long_range import LongRange, merge
+from ewald_jax.nn.products import Precision
 from ewald_jax.nn.sizes import check_sizes
 from ewald_jax.typing import Array, Float
 
@@ -48,6 +49,8 @@ class DimeNetPlusPlus(nn.Module):
         num_elements: Rows of the element embedding; atomic numbers stay below it.
         ewald: Ewald message passing in the atoms' own stream; None for the baseline.
         atomic: Atom-to-atom block in that stream; None for none.
+        precision: Of the products of matrices, see `nn.products`: "float32", "tf32", "bfloat16"
+            or "float64".
     """
 
     hidden_channels: int = 128
@@ -66,6 +69,7 @@ class DimeNetPlusPlus(nn.Module):
     num_elements: int = 95
     ewald: EwaldConfig | None = None
     atomic: AtomToAtomConfig | None = None
+    precision: Precision = "float32"
 
     needs_triplets: ClassVar[bool] = True
 

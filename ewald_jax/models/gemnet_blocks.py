@@ -19,6 +19,7 @@ from ewald_jax.nn.layers import (
     scaled_silu,
 )
 from ewald_jax.nn.long_range import merge
+from ewald_jax.nn.products import Readout, einsum, matmul
 from ewald_jax.nn.scaling import ScaleFactor
 from ewald_jax.typing import Array, Bool, Float, Int
 
@@ -92,8 +93,9 @@ class EdgeEmbedding(nn.Module):
         kernel = self.param("kernel", he_orthogonal, (2 * nodes + edge, self.features))
         # The product of a concatenation, without repeating the nodes' part on every edge.
         of_sender, of_receiver, of_edge = jnp.split(kernel, (nodes, 2 * nodes))
-        ends = (h @ of_sender)[edges.senders] + (h @ of_receiver)[edges.receivers]
-        return scaled_silu(ends + m @ of_edge)
+        ends = matmul(h, of_sender)[edges.senders]
+        ends = ends + matmul(h, of_receiver)[edges.receivers]
+        return scaled_silu(ends + matmul(m, of_edge))
 
 
 class TripletBasis(nn.Module):
@@ -114,7 +116,7 @@ class TripletBasis(nn.Module):
         """Projects the radial basis, once for each angular function."""
         shape = (self.num_spherical, rbf.shape[-1], self.features)
         kernel = self.param("kernel", he_orthogonal, shape)
-        return jnp.einsum("er,srf->efs", rbf, kernel)
+        return einsum("er,srf->efs", rbf, kernel)
 
 
 class TripletInteraction(nn.Module):
@@ -141,12 +143,12 @@ class TripletInteraction(nn.Module):
 
         # Sum over b in slots, then back to the edges: [edges, spherical, down].
         ends = ops.to_dense(x, triplets.in_edges)
-        total = jnp.einsum("nbcs,nbf->ncsf", shared.harmonics, ends)
+        total = einsum("nbcs,nbf->ncsf", shared.harmonics, ends)
         total = ops.from_dense(total, triplets.in_slot)
-        product = jnp.einsum("eis,esf->efi", shared.basis, total)
+        product = einsum("eis,esf->efi", shared.basis, total)
         shape = (self.down, shared.basis.shape[1], self.bilinear)
         kernel = self.param("bilinear", he_orthogonal, shape)
-        y = jnp.einsum("efi,fio->eo", product, kernel)
+        y = einsum("efi,fio->eo", product, kernel)
         y = ScaleFactor(name="scale_sum")(y, x, mask)
 
         forward = ScaledDense(width, name="up_forward")(y)
@@ -204,4 +206,4 @@ class DirectForces(nn.Module):
         x = residuals(x, self.num_residual, "residual")
         scaled = x * LinearMap(m.shape[-1], name="rbf")(rbf)
         x = ScaleFactor(name="scale_rbf")(scaled, x, edges.edge_mask)
-        return LinearMap(1, name="force")(x)
+        return Readout(use_bias=False, kernel_init=he_orthogonal, name="force")(x)

@@ -28,8 +28,9 @@ from ewald_jax.nn.atom_to_atom import AtomToAtomConfig
 from ewald_jax.nn.basis import enveloped_gaussians, legendre_basis
 from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import KSpace
-from ewald_jax.nn.layers import ElementEmbedding, LinearMap, ScaledDense
+from ewald_jax.nn.layers import ElementEmbedding, LinearMap, ScaledDense, he_orthogonal
 from ewald_jax.nn.long_range import LongRange, merge
+from ewald_jax.nn.products import Precision, Readout
 from ewald_jax.nn.sizes import check_sizes
 from ewald_jax.typing import Array, Float
 
@@ -58,6 +59,8 @@ class GemNetT(nn.Module):
         ewald: Ewald message passing beside each node update; None for the baseline. Its
             `num_hidden` is not used: `num_atom` takes its place, as published.
         atomic: Atom-to-atom block beside each node update; None for none.
+        precision: Of the products of matrices, see `nn.products`: "float32", "tf32", "bfloat16"
+            or "float64".
     """
 
     emb_size_atom: int = 128
@@ -79,6 +82,7 @@ class GemNetT(nn.Module):
     direct_forces: bool = False
     ewald: EwaldConfig | None = None
     atomic: AtomToAtomConfig | None = None
+    precision: Precision = "float32"
 
     needs_triplets: ClassVar[bool] = True
     symmetric_edges: ClassVar[bool] = True
@@ -155,7 +159,8 @@ class GemNetT(nn.Module):
         """Energies [nodes, 1] and forces along the edges [edges, 1] of one block."""
         rbf, edges = shared.rbf_output, shared.edges
         x = AtomUpdate(self.emb_size_atom, self.num_atom, name=f"output_{i}")(m, rbf, edges)
-        energy = LinearMap(1, name=f"energy_{i}")(x)
+        readout = Readout(use_bias=False, kernel_init=he_orthogonal, name=f"energy_{i}")
+        energy = readout(x)
         if not self.direct_forces:
             return energy, jnp.zeros((m.shape[0], 1), m.dtype)
         return energy, DirectForces(self.num_atom, name=f"force_{i}")(m, rbf, edges)

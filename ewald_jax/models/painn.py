@@ -19,6 +19,7 @@ from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import ElementEmbedding, scaled_silu
 from ewald_jax.nn.long_range import LongRange, merge
+from ewald_jax.nn.products import Dense, Precision, Readout, matmul
 from ewald_jax.nn.scaling import ScaleFactor
 from ewald_jax.nn.sizes import check_sizes
 from ewald_jax.typing import Array, Float
@@ -45,6 +46,8 @@ class PaiNN(nn.Module):
         direct_forces: Predict forces from the vector features in place of the derivative.
         ewald: Ewald message passing beside each message; None for the baseline.
         atomic: Atom-to-atom block beside each message; None for none.
+        precision: Of the products of matrices, see `nn.products`: "float32", "tf32", "bfloat16"
+            or "float64".
     """
 
     hidden_channels: int = 128
@@ -57,6 +60,7 @@ class PaiNN(nn.Module):
     direct_forces: bool = False
     ewald: EwaldConfig | None = None
     atomic: AtomToAtomConfig | None = None
+    precision: Precision = "float32"
 
     needs_triplets: ClassVar[bool] = False
     symmetric_edges: ClassVar[bool] = True
@@ -110,10 +114,11 @@ class PaiNN(nn.Module):
             dx, dv = Update(name=f"update_{i}")(x, v)
             x = ScaleFactor(name=f"scale_{i}")(x + dx, mask=ops.node_mask(graph))
             v = v + dv
-        energy = _mlp(x, self.hidden_channels // 2, 1, "output")[:, 0]
+        half = self.hidden_channels // 2
+        h = Dense(half, kernel_init=_xavier, name="output_0")(x)
+        energy = Readout(kernel_init=_xavier, name="output_1")(scaled_silu(h))[:, 0]
         if not self.direct_forces:
             return energy
-        half = self.hidden_channels // 2
         y, v = GatedBlock(half, name="force_0")(x, v)
         _, v = GatedBlock(1, name="force_1")(y, v)
         return energy, v[:, :, 0]
@@ -142,7 +147,9 @@ class Message(nn.Module):
         )
         bias = self.param("filter_bias", nn.initializers.zeros, (3 * width,), jnp.float32)
         bias = bias.astype(rbf.dtype)[None]
-        filters = rbf @ kernel + (bias if envelope is None else envelope[:, None] * bias)
+        filters = matmul(rbf, kernel) + (
+            bias if envelope is None else envelope[:, None] * bias
+        )
         messages = features[senders] * filters
         dx, along_v, along_edge = jnp.split(messages, 3, axis=-1)
         along_v = along_v / jnp.sqrt(jnp.asarray(3.0, x.dtype))
@@ -166,7 +173,7 @@ class Update(nn.Module):
     ) -> tuple[Float[Array, "nodes feat"], Float[Array, "nodes 3 feat"]]:
         """Computes the updates of scalars and vectors."""
         width = x.shape[-1]
-        mixed = nn.Dense(2 * width, use_bias=False, kernel_init=_xavier, name="vectors")(v)
+        mixed = Dense(2 * width, use_bias=False, kernel_init=_xavier, name="vectors")(v)
         left, right = jnp.split(mixed, 2, axis=-1)
         product = jnp.sum(left * right, axis=1) / jnp.sqrt(jnp.asarray(width, x.dtype))
         norm = jnp.sqrt(jnp.sum(right**2, axis=1) + _NORM_EPSILON)
@@ -191,7 +198,7 @@ class GatedBlock(nn.Module):
     ) -> tuple[Float[Array, "nodes out"], Float[Array, "nodes 3 out"]]:
         """Computes new scalars and vectors."""
         width = x.shape[-1]
-        dense = lambda size, name: nn.Dense(
+        dense = lambda size, name: Dense(
             size, use_bias=False, kernel_init=_xavier, name=name
         )
         norm = ops.safe_norm(dense(width, "norms")(v), axis=1)
@@ -202,5 +209,5 @@ class GatedBlock(nn.Module):
 
 def _mlp(x: Float[Array, "*batch in"], hidden: int, out: int, name: str) -> Array:
     """Two dense layers with scaled SiLU between, inside a compact method."""
-    x = nn.Dense(hidden, kernel_init=_xavier, name=f"{name}_0")(x)
-    return nn.Dense(out, kernel_init=_xavier, name=f"{name}_1")(scaled_silu(x))
+    x = Dense(hidden, kernel_init=_xavier, name=f"{name}_0")(x)
+    return Dense(out, kernel_init=_xavier, name=f"{name}_1")(scaled_silu(x))

@@ -18,6 +18,7 @@ from ewald_jax.nn.ewald_config import EwaldConfig
 from ewald_jax.nn.ewald_geometry import KSpace
 from ewald_jax.nn.layers import shifted_softplus
 from ewald_jax.nn.long_range import LongRange, merge
+from ewald_jax.nn.products import Dense, Precision, Readout
 from ewald_jax.nn.sizes import check_sizes
 from ewald_jax.typing import Array, Float
 
@@ -37,6 +38,8 @@ class SchNet(nn.Module):
         num_elements: Rows of the element embedding; atomic numbers stay below it.
         ewald: Ewald message passing beside each interaction; None for the baseline.
         atomic: Atom-to-atom block beside each interaction; None for none.
+        precision: Of the products of matrices, see `nn.products`: "float32", "tf32", "bfloat16"
+            or "float64".
     """
 
     hidden_channels: int = 128
@@ -48,6 +51,7 @@ class SchNet(nn.Module):
     num_elements: int = 100
     ewald: EwaldConfig | None = None
     atomic: AtomToAtomConfig | None = None
+    precision: Precision = "float32"
 
     needs_triplets: ClassVar[bool] = False
     needs_pairs: ClassVar[bool] = True
@@ -97,6 +101,6 @@ class SchNet(nn.Module):
             )
             # The baseline has no factor, as published.
             h = merge(h, update, *long_range(i, h)) if long_range else h + update
-        h = nn.Dense(self.hidden_channels // 2, kernel_init=_xavier, name="output_0")(h)
-        h = nn.Dense(1, kernel_init=_xavier, name="output_1")(shifted_softplus(h))
+        h = Dense(self.hidden_channels // 2, kernel_init=_xavier, name="output_0")(h)
+        h = Readout(kernel_init=_xavier, name="output_1")(shifted_softplus(h))
         return h[:, 0]

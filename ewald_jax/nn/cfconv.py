@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import export
 
 from ewald_jax.nn.layers import shifted_softplus
+from ewald_jax.nn.products import Dense
 from ewald_jax.typing import Array, Float
 
 _xavier = nn.initializers.xavier_uniform()
@@ -50,9 +51,7 @@ class ContinuousFilterConvolution(nn.Module):
         Returns:
             The update.
         """
-        x = nn.Dense(self.num_filters, use_bias=False, kernel_init=_xavier, name="lin_in")(
-            h
-        )
+        x = Dense(self.num_filters, use_bias=False, kernel_init=_xavier, name="lin_in")(h)
         size = senders.shape[0] * self.num_filters
         # In an exported model the size is a symbol.
         if export.is_symbolic_dim(size) or size <= _LARGE:
@@ -61,16 +60,16 @@ class ContinuousFilterConvolution(nn.Module):
             if pair is not None:
                 rbf, weights = rbf[pair], weights[pair]
             x = self._sum_in_blocks(x, (rbf, weights, senders, receivers))
-        x = nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
-        return nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
+        x = Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
+        return Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
 
     def _sum(
         self, x: Array, edges: tuple[Array, ...], pair: Array | None = None
     ) -> Float[Array, "nodes filters"]:
         """What all edges send."""
         rbf, weights, senders, receivers = edges
-        filters = nn.Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
-        filters = nn.Dense(self.num_filters, kernel_init=_xavier, name="filter_1")(
+        filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
+        filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_1")(
             shifted_softplus(filters)
         )
         filters = filters * weights[:, None]

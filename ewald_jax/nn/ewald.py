@@ -79,8 +79,8 @@ class EwaldFilter(nn.Module):
         kernel = None if kspace.pairs is None else _kernel(kspace.pairs, down)
         mesh = None
         if kspace.mesh is not None:
-            mesh = jnp.moveaxis(kspace.mesh.basis @ down, -1, 1)
-        return LowRank(kspace.basis @ down, kernel, mesh)
+            mesh = jnp.moveaxis(ops.full_matmul(kspace.mesh.basis, down), -1, 1)
+        return LowRank(ops.full_matmul(kspace.basis, down), kernel, mesh)
 
 
 class EwaldBlock(nn.Module):
@@ -119,7 +119,8 @@ class EwaldBlock(nn.Module):
         else:
             up = self.param("up", he_orthogonal, (self.config.bottleneck, features))
             # Weights stored in float32 lose nothing in float64.
-            filter = low_rank.waves.astype(h.dtype) @ up.astype(h.dtype)
+            waves, up = low_rank.waves.astype(h.dtype), up.astype(h.dtype)
+            filter = ops.full_matmul(waves, up)
             update = _message(self.config, sent, kspace, filter)
         if self.scaled:
             mask = jnp.zeros(h.shape[0], bool).at[kspace.dense_index].set(True, mode="drop")
@@ -177,7 +178,7 @@ def _kernel(pairs: PairSpace, down: Array) -> Array:
     if export.is_symbolic_dim(size) or size > _LARGE_TABLE:
         kernel = jax.checkpoint(kernel)
     # Far from each other atoms see sums of many terms with alternating signs.
-    low_rank = jnp.matmul(pairs.basis, down, precision=jax.lax.Precision.HIGHEST)
+    low_rank = ops.full_matmul(pairs.basis, down)
     values = kernel(pairs.square, pairs.k_square, low_rank)
     of_itself = jnp.sum(low_rank, axis=0, keepdims=True)  # at distance 0
     return ops.gather(jnp.concatenate([values, of_itself]), pairs.index)

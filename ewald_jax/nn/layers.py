@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import orthogonal
 
+from ewald_jax.nn.products import matmul
 from ewald_jax.typing import Array, Float, Int
 
 
@@ -134,7 +135,7 @@ class ScaledDense(nn.Module):
     def __call__(self, x: Float[Array, "*batch in_feat"]) -> Float[Array, "*batch feat"]:
         """Applies the layer."""
         kernel = self.param("kernel", he_orthogonal, (x.shape[-1], self.features))
-        return scaled_silu(x @ kernel)
+        return scaled_silu(matmul(x, kernel))
 
 
 class LinearMap(nn.Module):
@@ -149,7 +150,8 @@ class LinearMap(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch in_feat"]) -> Float[Array, "*batch feat"]:
         """Applies the layer."""
-        return x @ self.param("kernel", he_orthogonal, (x.shape[-1], self.features))
+        kernel = self.param("kernel", he_orthogonal, (x.shape[-1], self.features))
+        return matmul(x, kernel)
 
 
 class ResidualLayer(nn.Module):

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ewald_jax.nn.products import check_name, precision_of
 from ewald_jax.typing import InputError
 
 _MAY_BE_ZERO = ("num_before_skip", "num_after_skip", "num_concat", "num_atom")
 
 
 def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
-    """Refuses fields that make no network: sizes, a cutoff that is no length, vectors amiss.
+    """Refuses fields that make no network: sizes, a cutoff that is no length, a precision.
 
     Args:
         model: A model with the field ``cutoff``.
@@ -24,6 +25,7 @@ def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
         least = (at_least or {}).get(field.name, 0 if field.name in _MAY_BE_ZERO else 1)
         if type(value) is int and field.type in ("int", int) and value < least:
             raise InputError(f"model.{field.name} must be at least {least}, not {value}")
+    check_name(precision_of(model))
     ewald = getattr(model, "ewald", None)
     if ewald is not None and ewald.equivariant and not getattr(model, "has_vectors", False):
         raise InputError(

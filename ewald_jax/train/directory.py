@@ -15,8 +15,12 @@ from ewald_jax.typing import InputError
 HISTORY, METRICS, TENSORBOARD = "metrics.jsonl", "metrics.json", "tensorboard"
 _OURS = (CONFIG, STATISTICS, VERSIONS, HISTORY, METRICS, CHECKPOINTS, TENSORBOARD)
 
-# Settings that runs of earlier versions do not name, and what they did.
-_ADDED = {"data.statistics.fit_on": "train", "train.members": 1}
+ADDED = {
+    "data.statistics.fit_on": "train",
+    "train.members": 1,
+    "model.precision": "float32",
+}
+"""Settings that runs of earlier versions do not name, and what they did."""
 
 _MAY_DIFFER = (
     "epochs",
@@ -134,7 +138,7 @@ def check_same_run(directory: Path, config: Mapping[str, Any]) -> None:
         for key in sorted(before.keys() | now.keys()):
             if section == "train" and key in free:
                 continue
-            default = _ADDED.get(f"{section}.{key}")
+            default = ADDED.get(f"{section}.{key}")
             if before.get(key, default) != now.get(key, default):
                 what = "is of another model" if section == "model" else "is of another run"
                 raise InputError(

@@ -16,7 +16,7 @@ from ewald_jax.pretrained import load_pretrained, pretrained_name
 from ewald_jax.train.checkpoint import check_parameters, has_checkpoint, restore_params
 from ewald_jax.train.checkpoint import parameter_shapes as shapes
 from ewald_jax.train.description import CONFIG, members_of, read_description
-from ewald_jax.train.directory import flat_section
+from ewald_jax.train.directory import ADDED, flat_section
 from ewald_jax.train.files import read_json
 from ewald_jax.typing import InputError, PyTree
 
@@ -71,10 +71,14 @@ class Initial:
         there = flat_section({"model": self.model}, "model")
         here = json.loads(json.dumps({"model": model_to_config(model)}))
         here = flat_section(here, "model")
-        return [
-            f"note: model.{key} is {there.get(key)!r} in {self.name} and {here.get(key)!r} here"
+        pairs = {
+            key: [values.get(key, ADDED.get(f"model.{key}")) for values in (there, here)]
             for key in sorted(there.keys() | here.keys())
-            if there.get(key) != here.get(key)
+        }
+        return [
+            f"note: model.{key} is {before!r} in {self.name} and {now!r} here"
+            for key, (before, now) in pairs.items()
+            if before != now
         ]
 
 

@@ -17,6 +17,7 @@ from ewald_jax.data.loader import Loader
 from ewald_jax.graph.budgets import budgets_from_sizes
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, model_to_config, neighborhood
+from ewald_jax.nn.products import check_type, precision_of
 from ewald_jax.train.checkpoint import restore_state
 from ewald_jax.train.description import read_description, write_description
 from ewald_jax.train.directory import (
@@ -122,6 +123,8 @@ def set_up(
     """
     continues = check_directory(directory, resume, overwrite)
     initial = None if continues else find_initial(init, directory, resume, train.members)
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    check_type(precision_of(model), dtype)
     dataset = dataset.suited_to(neighborhood(model))
     splits = _check_data(model, dataset, splits, loss, train)
     written = dict(config or {}) | {
@@ -141,7 +144,6 @@ def set_up(
         settings = keep_scale(StatisticsConfig(), initial)
         statistics = dataset_statistics(dataset, splits[TRAIN], settings)
 
-    dtype = jax.dtypes.canonicalize_dtype(np.float64)
     used = np.unique(np.concatenate(list(splits.values())))
     # One shape for all devices, or else the batches of a step could not be stacked.
     size = train.batch_size // train.devices
