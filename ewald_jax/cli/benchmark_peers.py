@@ -15,6 +15,7 @@ from ewald_jax.cli.common import (
     split_numbers,
 )
 from ewald_jax.cli.measuring import (
+    Clock,
     Features,
     NumK,
     Picture,
@@ -38,6 +39,7 @@ def peers(
     step_atoms: Annotated[int, typer.Option(min=2, help="Atoms of each crystal.")] = 64,
     batch_size: BatchSize = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 5,
+    clock: Clock = "wall",
     picture: Picture = None,
     progress: Progress = True,
     as_json: AsJson = False,
@@ -60,6 +62,7 @@ def peers(
         step_atoms,
         batch_size,
         note if progress else lambda line: None,
+        clock,
     )
     rows = [timing.to_dict() for timing in timings]
     if picture is not None:
@@ -68,7 +71,7 @@ def peers(
         figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", jax_device())
         keep_picture(figure, picture)
     if as_json:
-        print_json({"rows": rows, "device": jax_device()})
+        print_json({"rows": rows, "device": jax_device(), "clock": clock})
         return
     table = [
         (

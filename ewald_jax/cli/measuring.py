@@ -1,7 +1,7 @@
 """What the verbs of `ewald-jax benchmark` share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,10 @@ from ewald_jax.typing import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Clock = Annotated[
+    Literal["wall", "processor"],
+    typer.Option(help="processor: CPU time of all threads, beside other work."),
+]
 NumK = Annotated[str, typer.Option(help="Index box n_x,n_y,n_z; 5,4,5 has 544.")]
 Features = Annotated[int, typer.Option(min=1, help="Channels.")]
 Picture = Annotated[
