@@ -22,9 +22,11 @@ from ewald_jax.cli.measuring import (
     NumK,
     Picture,
     check_drawable,
+    in_words,
     index_box,
     jax_device,
     keep_picture,
+    machine,
 )
 from ewald_jax.typing import InputError
 
@@ -57,12 +59,8 @@ def kspace(
     numbers, box = split_numbers(nodes, "--nodes"), index_box(num_k)
     check_drawable(picture)
     timings = [time_block(n, box, features, num_hidden, repeats, clock) for n in numbers]
-    values = {
-        "blocks": [t.to_dict() for t in timings],
-        "device": jax_device(),
-        "clock": clock,
-    }
-    title = f"{timings[0].kvecs} wave vectors, {features} features, {jax_device()}"
+    values = {"blocks": [t.to_dict() for t in timings]} | machine(clock)
+    title = f"{timings[0].kvecs} wave vectors, {features} features, {in_words(values)}"
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_rates
 

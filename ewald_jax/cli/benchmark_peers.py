@@ -20,9 +20,10 @@ from ewald_jax.cli.measuring import (
     NumK,
     Picture,
     check_drawable,
+    in_words,
     index_box,
-    jax_device,
     keep_picture,
+    machine,
 )
 
 _TITLES = {"sum": "k-space sum", "block": "Ewald block", "step": "training step"}
@@ -64,14 +65,14 @@ def peers(
         note if progress else lambda line: None,
         clock,
     )
-    rows = [timing.to_dict() for timing in timings]
+    rows, measured = [timing.to_dict() for timing in timings], machine(clock)
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_ratios
 
-        figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", jax_device())
+        figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", in_words(measured))
         keep_picture(figure, picture)
     if as_json:
-        print_json({"rows": rows, "device": jax_device(), "clock": clock})
+        print_json({"rows": rows} | measured)
         return
     table = [
         (
@@ -98,7 +99,7 @@ def peers(
         "with gradient ms",
         "ratio",
     )
-    title = f"{features} features, {jax_device()}"
+    title = f"{features} features, {in_words(measured)}"
     print_table(title, (*columns, "difference", ""), table)
 
 

@@ -14,7 +14,14 @@ from ewald_jax.cli.common import (
     split_arguments,
     split_numbers,
 )
-from ewald_jax.cli.measuring import Clock, Picture, check_drawable, jax_device, keep_picture
+from ewald_jax.cli.measuring import (
+    Clock,
+    Picture,
+    check_drawable,
+    in_words,
+    keep_picture,
+    machine,
+)
 
 
 @command
@@ -66,10 +73,10 @@ def scaling(
     )
     for sentence in found.left_out:
         note(sentence)
-    settings = {"model": model_to_config(model), "device": jax_device(), "clock": clock}
+    settings = {"model": model_to_config(model)} | machine(clock)
     features = getattr(model, "hidden_channels", None)
     name = settings["model"]["name"]
-    title = f"energy and forces, {name}, {features} features, {jax_device()}"
+    title = f"energy and forces, {name}, {features} features, {in_words(settings)}"
     values = settings | {"features": features} | found.to_dict()
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_scaling

@@ -1,7 +1,8 @@
 """What the verbs of `ewald-jax benchmark` share."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,3 +58,17 @@ def jax_device() -> str:
     import jax
 
     return jax.devices()[0].device_kind
+
+
+def machine(clock: str) -> dict[str, Any]:
+    """What the numbers were measured on, and with."""
+    from ewald_jax.data.parallel import available_cores
+
+    return {"device": jax_device(), "cores": available_cores(), "clock": clock}
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """What `machine` says, for a title."""
+    cores = f", {values['cores']} cores" if values["cores"] > 1 else ", one core"
+    host = cores if values["device"] == "cpu" else ""
+    return f"{values['device']}{host}{', processor time' * (values['clock'] != 'wall')}"
