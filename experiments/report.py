@@ -126,7 +126,10 @@ def peers_table(study: Mapping[str, Any]) -> str:
 
 
 def _spread(seconds: float, spread: float, unit: float = 1e3) -> str:
-    return f"{unit * seconds:.3g} ± {unit * spread / 2:.1g}"
+    value, error = unit * seconds, unit * spread / 2
+    # As .3g and .1g, without powers of ten.
+    left = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{left} ± {error:.0f}" if error >= 1 else f"{left} ± {error:.1g}"
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
