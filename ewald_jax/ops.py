@@ -66,19 +66,31 @@ def edge_vectors(graph: jraph.GraphsTuple) -> Float[Array, "edges 3"]:
 
     ``x[senders] + shifts @ cell - x[receivers]``, differentiable in positions and cell.
     """
-    return _vectors(
-        graph,
-        graph.senders,
-        graph.receivers,
-        graph.edges["shifts"],
-        edge_graph_index(graph),
-    )
+    edges = graph.senders, graph.receivers, graph.edges["shifts"]
+    return _vectors(graph, *edges, edge_graph_index(graph))
 
 
-def far_edge_vectors(graph: jraph.GraphsTuple, edges) -> Float[Array, "far_edges 3"]:
-    """As `edge_vectors`, of the second set of edges (`graph.schema.Edges`)."""
-    owner = node_graph_index(graph)[edges.receivers]
-    return _vectors(graph, edges.senders, edges.receivers, edges.shifts, owner)
+def pair_lengths(graph: jraph.GraphsTuple, pairs, far=None) -> Float[Array, " pairs"]:
+    """Distances between the atoms of each pair, Å; of each edge without pairs.
+
+    Args:
+        graph: Structures.
+        pairs: `graph.schema.Pairs` of the edges, or None.
+        far: The second set of edges (`graph.schema.Edges`), if they are meant.
+
+    Returns:
+        [pairs], or [edges].
+    """
+    if far is None:
+        edges = graph.senders, graph.receivers, graph.edges["shifts"]
+        owner = edge_graph_index(graph)
+    else:
+        edges = tuple(far)
+        owner = node_graph_index(graph)[far.receivers]
+    if pairs is not None:
+        edges = (jnp.asarray(x)[pairs.first] for x in edges)
+        owner = owner[pairs.first]
+    return safe_norm(_vectors(graph, *edges, owner))
 
 
 def _vectors(graph, senders, receivers, shifts, owner) -> Float[Array, "edges 3"]:

@@ -141,7 +141,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The table of several `ewald-jax benchmark step --json`."""
     columns = (
         "model",
-        "molecules x atoms",
+        "structures x atoms",
         "loss",
         "variant",
         "parameters",
@@ -175,7 +175,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _variant(name: str) -> str:
     kind = name.rpartition("_")[2]
-    return "Ewald" if kind == "voxel" else kind
+    return "Ewald" if kind in ("voxel", "lattice") else kind
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:

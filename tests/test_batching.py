@@ -265,6 +265,7 @@ def test_budgets_refuse_nonsense():
 
 # -- far edges and triplets ------------------------------------------------------------------
 
+ANGLES = Neighborhood(4.0, triplets=True)
 EVERYTHING = Neighborhood(4.0, triplets=True, far_cutoff=6.0, far_max_neighbors=20)
 
 
@@ -351,7 +352,7 @@ def check_triplets(batch, n_edge):
 def test_triplets_against_a_loop(neighborhood, pad):
     structures = three_structures(neighborhood)
     budget = single_budget(structures, triplets=True) if pad else None
-    batch = batch_graphs(structures, budget=budget, triplets=True)
+    batch = batch_graphs(structures, budget=budget, neighborhood=ANGLES)
     check_triplets(batch, sum(len(s.graph.senders) for s in structures))
     slots = batch.triplets.in_edges.shape[1], batch.triplets.out_edges.shape[1]
     sizes = sizes_of(structures)
@@ -367,7 +368,7 @@ def test_triplets_against_a_loop(neighborhood, pad):
 def test_triplets_of_an_atom_and_its_images():
     copper = ase.build.bulk("Cu")
     structure = structure_from_atoms(copper, 3.0)
-    batch = batch_graphs([structure], triplets=True)
+    batch = batch_graphs([structure], neighborhood=ANGLES)
     assert batch.triplets.in_edges.shape == batch.triplets.out_edges.shape == (1, 12)
     check_triplets(batch, 12)
     # No edge is its own reverse.
@@ -377,7 +378,7 @@ def test_triplets_of_an_atom_and_its_images():
 def test_triplets_without_edges():
     lone = [structure_from_atoms(ase.Atoms("He"), 3.0)]
     for budget in (None, single_budget(lone, triplets=True)):
-        check_triplets(batch_graphs(lone, budget=budget, triplets=True), 0)
+        check_triplets(batch_graphs(lone, budget=budget, neighborhood=ANGLES), 0)
 
 
 def test_budgets_too_small_for_far_edges_or_slots():
@@ -391,9 +392,9 @@ def test_budgets_too_small_for_far_edges_or_slots():
         ({"out_slots": int(sizes.out_slots.max()) - 1}, f"{sizes.out_slots.max()} out of"),
     ):
         with pytest.raises(InputError, match=f"{sentence}.* is larger than the largest"):
-            batch_graphs(structures, budget=fits._replace(**small), triplets=True)
+            batch_graphs(structures, budget=fits._replace(**small), neighborhood=ANGLES)
     with pytest.raises(InputError, match="triplets need slots, but the budget has none"):
-        batch_graphs(structures, budget=single_budget(structures), triplets=True)
+        batch_graphs(structures, budget=single_budget(structures), neighborhood=ANGLES)
 
 
 # -- masks, norms and layouts on the device --------------------------------------------------

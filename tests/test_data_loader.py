@@ -196,7 +196,10 @@ def test_far_edges_and_triplets_are_passed_on(everything, batch_size):
         samples = [everything[index] for index in indices]
         budget = choose_budget(loader.budgets, everything.sizes.take(indices))
         direct = batch_graphs(
-            [s.structure for s in samples], [s.targets for s in samples], budget, True
+            [s.structure for s in samples],
+            [s.targets for s in samples],
+            budget,
+            everything.neighborhood,
         )
         assert leaves_equal(batch, direct)
         assert batch.far_edges.senders.shape == (budget.n_far,)

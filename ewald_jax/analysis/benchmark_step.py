@@ -10,8 +10,14 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ewald_jax.analysis.benchmark import interleaved, median_and_spread, resident_peak_mb
-from ewald_jax.graph import batch_graphs, structure_from_atoms
+from ewald_jax.analysis.benchmark import (
+    MATMUL_SIZE,
+    interleaved,
+    matrix_product,
+    median_and_spread,
+    resident_peak_mb,
+)
+from ewald_jax.graph import batch_graphs, sizes_of, structure_from_atoms
 from ewald_jax.graph.schema import Batch
 from ewald_jax.models import check_structure, neighborhood
 from ewald_jax.potential import init_params
@@ -37,6 +43,11 @@ class StepTiming:
         seconds: Median time of a step.
         seconds_spread: Interquartile range.
         ratio: `seconds` over that of the first model of the same run.
+        gflop: Operations of the compiled step as XLA counts them, 1e9.
+        gbytes: Bytes that its parts read and write as XLA counts them, 1e9; more than memory
+            sees, as much of it stays in cache.
+        limit_seconds: What the operations would take at the rate of a 2048^3 float32 matrix
+            product, timed in turn with the steps.
         compiled_mb: Temporary buffers that XLA reserves besides parameters and batch, MB.
         resident_mb: Measured peak of the process above its state before the first step, MB;
             None where the system cannot tell.
@@ -50,6 +61,9 @@ class StepTiming:
     seconds: float
     seconds_spread: float
     ratio: float
+    gflop: float
+    gbytes: float
+    limit_seconds: float
     compiled_mb: float
     resident_mb: float | None
 
@@ -85,8 +99,10 @@ def time_steps(
             except InputError as error:
                 raise InputError(f"{name}: structure {index} {error}") from None
     prepared = [PreparedStep(model, structures, loss) for model in models.values()]
-    seconds = interleaved(tuple(step.run for step in prepared), repeats)
+    product = matrix_product()
+    *seconds, of_product = interleaved((*(step.run for step in prepared), product), repeats)
     timed = [median_and_spread(times) for times in seconds]
+    rate = 2e-9 * MATMUL_SIZE**3 / median_and_spread(of_product)[0]
     return [
         StepTiming(
             name=name,
@@ -97,6 +113,9 @@ def time_steps(
             seconds=median,
             seconds_spread=spread,
             ratio=median / timed[0][0],
+            gflop=step.gflop,
+            gbytes=step.gbytes,
+            limit_seconds=step.gflop / rate,
             compiled_mb=step.compiled_mb,
             resident_mb=step.resident_mb,
         )
@@ -111,6 +130,8 @@ class PreparedStep:
         batch: Of all structures, with random labels.
         parameters: Of the model.
         compile_seconds: Tracing and compilation.
+        gflop: Operations, 1e9.
+        gbytes: Bytes read and written, 1e9.
         compiled_mb: Temporary buffers that XLA reserves, MB.
         resident_mb: Measured peak of the first step, MB.
     """
@@ -133,6 +154,8 @@ class PreparedStep:
         started = time.perf_counter()
         self._step = step.lower(self._state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
+        cost = self._step.cost_analysis()
+        self.gflop, self.gbytes = cost["flops"] / 1e9, cost["bytes accessed"] / 1e9
         self.compiled_mb = self._step.memory_analysis().temp_size_in_bytes / _MB
         self.resident_mb = resident_peak_mb(self.run)
 
@@ -152,4 +175,4 @@ def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
         free = np.ones(len(atoms), bool)
         targets.append({"energy": energy, "forces": forces, "stress": stress, "free": free})
     made = [structure_from_atoms(atoms, needed, dtype) for atoms in structures]
-    return batch_graphs(made, targets, triplets=needed.triplets)
+    return batch_graphs(made, targets, neighborhood=needed.suited(sizes_of(made)))

@@ -271,9 +271,7 @@ class EwaldCalculator(Calculator):
         self, structures: Sequence[Structure], budget: Budget, stress: bool
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         """Energies of atoms, forces and stress of each structure by each member."""
-        batch = batch_graphs(
-            structures, budget=budget, triplets=self._neighborhood.triplets
-        )
+        batch = batch_graphs(structures, budget=budget, neighborhood=self._neighborhood)
         sites, out = self._evaluator(batch, stress)
         ends = np.cumsum([int(structure.graph.n_node[0]) for structure in structures])
         parts = [np.split(values, ends, axis=1)[:-1] for values in (sites, out.forces)]

@@ -13,7 +13,8 @@ from ewald_jax.graph import (
     structure_from_list,
 )
 from ewald_jax.graph.build import completed_cell
-from ewald_jax.graph.schema import PBC, Budget, Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import PBC, Budget
 from ewald_jax.graph.verlet import VerletList
 from ewald_jax.graph.waves import mesh_fits
 from ewald_jax.typing import InputError

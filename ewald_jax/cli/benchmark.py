@@ -156,13 +156,17 @@ def step(
             1e3 * t.seconds,
             1e3 * t.seconds_spread,
             t.ratio,
+            t.gflop,
+            t.gbytes,
+            1e3 * t.limit_seconds,
             t.compiled_mb,
             t.resident_mb,
         )
         for t in timings
     ]
     columns = ("variant", "parameters", "edges", "compile s", "step ms", "IQR ms", "ratio")
-    print_table(title, (*columns, "buffers MB", "peak MB"), rows)
+    limits = ("GFLOP", "GB", "limit ms")
+    print_table(title, (*columns, *limits, "buffers MB", "peak MB"), rows)
 
 
 @benchmark_app.command()

@@ -155,7 +155,7 @@ def _predictions(
     from ewald_jax.models import neighborhood
     from ewald_jax.potential import predict as predict_one
 
-    triplets = neighborhood(model).triplets
+    needed = neighborhood(model)
     for start in itertools.count(0, batch_size):
         chunk = list(itertools.islice(frames, batch_size))
         if not chunk:
@@ -164,8 +164,8 @@ def _predictions(
             _structure(model, statistics, atoms, f"{source}: structure {number}")
             for number, atoms in enumerate(chunk, start)
         ]
-        budget = coarse_budget(built, batch_size, triplets)
-        batch = batch_graphs(built, budget=budget, triplets=triplets)
+        budget = coarse_budget(built, batch_size, needed.triplets)
+        batch = batch_graphs(built, budget=budget, neighborhood=needed)
         predict_batch = predict_ensemble if ensemble else predict_one
         out = predict_batch(model, params, batch, statistics, **options)
         ends = np.cumsum([len(atoms) for atoms in chunk])

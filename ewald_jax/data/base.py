@@ -24,7 +24,7 @@ from ewald_jax.data.readers import READERS
 from ewald_jax.data.reading import NothingWholeError
 from ewald_jax.data.statistics import StatisticsConfig
 from ewald_jax.data.store import GraphStore
-from ewald_jax.graph.schema import Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.typing import InputError
 
 ROLES = ("train", "val", "test")

@@ -26,7 +26,7 @@ from ewald_jax.data.packed import OpenMaps, read_header, refuse_too_many
 from ewald_jax.data.reading import NothingWholeError, Reader, iterate
 from ewald_jax.data.store import GraphStore, open_store
 from ewald_jax.data.store_writer import StoreWriter
-from ewald_jax.graph.schema import Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.typing import InputError
 
 try:

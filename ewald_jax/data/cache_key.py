@@ -12,7 +12,7 @@ from ewald_jax.data.content import content_hash
 from ewald_jax.data.labels import LabelOptions
 from ewald_jax.data.packed import refuse_too_many
 from ewald_jax.data.reading import Reader, check_file
-from ewald_jax.graph.schema import Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.typing import InputError
 
 FORMAT_VERSION = 4

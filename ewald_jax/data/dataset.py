@@ -13,7 +13,8 @@ import numpy as np
 
 from ewald_jax.data.store import FORMULA, FORMULAS, GraphStore, Sample
 from ewald_jax.data.wave_sizes import wave_sizes
-from ewald_jax.graph.schema import ENERGY, FREE, MAX_ATOMIC_NUMBER, PBC, Neighborhood, Sizes
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import ENERGY, FREE, MAX_ATOMIC_NUMBER, PBC, Sizes
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.typing import InputError
 

@@ -25,7 +25,8 @@ from ewald_jax.data.store import TAGS, check_storable
 from ewald_jax.data.structure_info import metadata
 from ewald_jax.graph.build import structure_from_atoms
 from ewald_jax.graph.crowding import TooCloseError
-from ewald_jax.graph.schema import Neighborhood, Structure
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import Structure
 from ewald_jax.typing import InputError
 
 _CHUNK = 32

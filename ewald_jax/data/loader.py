@@ -82,6 +82,7 @@ class Loader:
         self.batch_size = batch_size
         self._statistics, self._seed, self._dtype = statistics, shuffle_seed, dtype
         self._prefetch, self._process = prefetch, process
+        self._neighborhood = dataset.neighborhood.suited(dataset.sizes)
         if batch_size < process[1]:
             processes = (
                 "" if process[1] == 1 else f", one for each of {process[1]} processes"
@@ -141,7 +142,7 @@ class Loader:
             [sample.structure for sample in samples],
             [sample.targets for sample in samples],
             max(shapes, key=self.budgets.index),
-            self.dataset.neighborhood.triplets,
+            self._neighborhood,
         )
         return self._cast(batch, sizes.n_node)
 

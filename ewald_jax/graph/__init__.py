@@ -10,12 +10,12 @@ from ewald_jax.graph.budgets import (
     sizes_of,
 )
 from ewald_jax.graph.build import check_atoms, graph_from_atoms, structure_from_atoms
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.graph.neighbors import neighbor_list
 from ewald_jax.graph.schema import (
     Batch,
     Budget,
     Edges,
-    Neighborhood,
     Sizes,
     Structure,
     Triplets,

@@ -6,6 +6,8 @@ import jraph
 import numpy as np
 
 from ewald_jax.graph.budgets import choose_budget, exact_budget, sizes_of
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.pairs import build_pairs
 from ewald_jax.graph.schema import (
     CELL,
     ENERGY,
@@ -31,7 +33,7 @@ def batch_graphs(
     structures: Sequence[Structure],
     targets: Sequence[Mapping[str, np.ndarray]] | None = None,
     budget: Budget | None = None,
-    triplets: bool = False,
+    neighborhood: Neighborhood | None = None,
 ) -> Batch:
     """Joins structures into one batch and pads it.
 
@@ -40,15 +42,18 @@ def batch_graphs(
         targets: Labels per structure: scalars ``energy``, [n, 3] ``forces``, [3, 3]
             ``stress``, [n] ``free``; only labels that all structures have are kept.
         budget: Shape to pad to; None leaves the batch unpadded.
-        triplets: Also list the edges that meet at each node; a budget must have slots then.
+        neighborhood: Of the structures, for the tables of edges that it asks for; for
+            triplets a budget must have slots.
 
     Returns:
         The batch, numpy arrays.
 
     Raises:
         InputError: If there are no structures, they do not fit the budget, only some have far
-            edges, wave vectors or a mesh, or the labels are not those of the structures.
+            edges, wave vectors or a mesh, the labels are not those of the structures, or
+            edges lack their reverse where the neighborhood has all.
     """
+    triplets = neighborhood is not None and neighborhood.triplets
     if not structures:
         raise InputError("a batch needs at least one structure")
     graphs = [structure.graph for structure in structures]
@@ -73,6 +78,10 @@ def batch_graphs(
             raise InputError(f"triplets need slots, but the budget has none: {budget}")
         graph = _padded(graph, budget)
         far_edges = _padded_far(far_edges, budget.n_far, int(n_node.sum()))
+    n_far = sum(len(s.far_edges.senders) for s in structures if s.far_edges is not None)
+    near = Edges(graph.senders, graph.receivers, graph.edges[SHIFTS])
+    near_pairs = neighborhood is not None and neighborhood.near_pairs
+    far_pairs = neighborhood is not None and neighborhood.far_pairs
     index = _dense_index(n_node, rows, slots, empty=len(graph.nodes[SPECIES]))
     return Batch(
         graph,
@@ -82,6 +91,8 @@ def batch_graphs(
         far_edges,
         joined_waves(structures, rows, len(graph.nodes[SPECIES]), shape),
         joined_mesh(structures, shape),
+        build_pairs(*near, n_edge) if near_pairs else None,
+        build_pairs(*far_edges, n_far) if far_pairs and far_edges is not None else None,
     )
 
 

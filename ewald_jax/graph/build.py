@@ -7,6 +7,7 @@ from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 
 from ewald_jax.graph.crowding import TooCloseError, check_crowding
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.graph.neighbors import Neighbors, neighbor_list, symmetrised
 from ewald_jax.graph.schema import (
     CELL,
@@ -16,7 +17,6 @@ from ewald_jax.graph.schema import (
     SHIFTS,
     SPECIES,
     Edges,
-    Neighborhood,
     Structure,
 )
 from ewald_jax.graph.waves import with_waves

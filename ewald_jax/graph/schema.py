@@ -31,10 +31,11 @@ always padding.
 
 ``Batch.triplets``, for models with angles, lists the edges that meet at each node; each pair of
 them is a triplet of atoms. ``Batch.far_edges``, for models with the atom-to-atom block, is a
-second set of edges on the same nodes with a larger cutoff. ``Batch.waves``, for models with the
-`radial` scheme of Ewald message passing, holds the wave vectors as the host chose them for the
-boundary conditions. All are absent (None) for models that do not need them; see `Triplets`,
-`Edges` and `Waves` for shapes and padding.
+second set of edges on the same nodes with a larger cutoff. ``Batch.pairs`` and ``far_pairs``
+join the two edges of each pair of atoms, for filters that depend on the distance alone.
+``Batch.waves``, for models with the `radial` scheme of Ewald message passing, holds the wave
+vectors as the host chose them for the boundary conditions. All are absent (None) for models
+that do not need them; see `Triplets`, `Edges`, `Pairs` and `Waves` for shapes and padding.
 
 ``Batch.targets`` holds labels beside the graph, where no model sees them:
 
@@ -50,17 +51,14 @@ key         shape               meaning, unit                             paddin
 A label that the data do not have is an absent key, never a NaN.
 """
 
-import dataclasses
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import jraph
 import numpy as np
 
-from ewald_jax.kspace.waves import WaveRule, WaveSet
-from ewald_jax.typing import Array, InputError
+from ewald_jax.kspace.waves import WaveSet
+from ewald_jax.typing import Array
 
 POSITIONS: Final = "positions"
 SPECIES: Final = "species"
@@ -82,64 +80,6 @@ NODE_TARGETS: Final = (FORCES, FREE)
 """Targets with one value per atom."""
 
 
-@dataclass(frozen=True)
-class Neighborhood:
-    """Which edges a model needs between the atoms of a structure.
-
-    Attributes:
-        cutoff: Distance cutoff of the edges, Å.
-        max_neighbors: Nearest senders kept for each receiver, None for all.
-        symmetric: Keep every pair in both directions, or not at all, although
-            `max_neighbors` cuts (see `neighbors.symmetrised`).
-        triplets: Also list the edges that meet at each node.
-        far_cutoff: Cutoff of the second set of edges, Å; None for no such set.
-        far_max_neighbors: Nearest senders kept in it, None for all.
-        waves: Which wave vectors the `radial` scheme needs; None for none.
-    """
-
-    cutoff: float
-    max_neighbors: int | None = None
-    symmetric: bool = False
-    triplets: bool = False
-    far_cutoff: float | None = None
-    far_max_neighbors: int | None = None
-    waves: WaveRule | None = None
-
-    def __post_init__(self):
-        """Checks the numbers.
-
-        Raises:
-            InputError: If a cutoff or a number of neighbors is not positive and finite.
-        """
-        for cutoff in (self.cutoff, self.far_cutoff):
-            if cutoff is not None and not (cutoff > 0 and math.isfinite(cutoff)):
-                raise InputError(
-                    f"the distance cutoff must be finite and larger than 0 Å, not {cutoff}"
-                )
-        for count in (self.max_neighbors, self.far_max_neighbors):
-            if count is not None and count < 1:
-                raise InputError(f"max_neighbors must be at least 1 or None, not {count}")
-
-    @classmethod
-    def of(cls, value: "Neighborhood | float") -> "Neighborhood":
-        """A number is a cutoff that keeps all neighbors."""
-        return value if isinstance(value, cls) else cls(float(value))
-
-    def edge_fields(self) -> dict[str, Any]:
-        """The fields that decide which edges there are; equal for equal edges."""
-        fields = dataclasses.asdict(self)
-        del fields["triplets"], fields["waves"]  # tables of the same edges, and no edges
-        # Without a limit nothing is cut, and the edges are symmetric anyway.
-        fields["symmetric"] = self.symmetric and self.max_neighbors is not None
-        if self.far_cutoff is None:
-            fields["far_max_neighbors"] = None
-        for name in ("cutoff", "far_cutoff"):
-            # 4 and 4.0 are one cutoff, but not one text.
-            if fields[name] is not None:
-                fields[name] = float(fields[name])
-        return fields
-
-
 class Edges(NamedTuple):
     """A second set of edges on the nodes of a graph.
 
@@ -152,6 +92,22 @@ class Edges(NamedTuple):
     senders: Array
     receivers: Array
     shifts: Array
+
+
+class Pairs(NamedTuple):
+    """The two edges of each pair of atoms: what depends on the distance alone they share.
+
+    Edges of padding are pairs among themselves, the last of an odd number by itself.
+
+    Attributes:
+        first: [pairs] int32 one edge of each pair.
+        second: [pairs] int32 the edge the other way.
+        pair: [edges] int32 the pair that each edge belongs to.
+    """
+
+    first: Array
+    second: Array
+    pair: Array
 
 
 class Triplets(NamedTuple):
@@ -228,6 +184,9 @@ class Batch(NamedTuple):
         far_edges: For models with the atom-to-atom block, else None.
         waves: For models with the `radial` scheme, else None.
         mesh: For crystals on a mesh int32 indices of its waves along each axis, else None.
+        pairs: Of `graph`'s edges, for models that share what both edges of a pair have in
+            common, else None.
+        far_pairs: Of `far_edges`, likewise.
     """
 
     graph: jraph.GraphsTuple
@@ -237,6 +196,8 @@ class Batch(NamedTuple):
     far_edges: Edges | None = None
     waves: Waves | None = None
     mesh: tuple[Array, Array, Array] | None = None
+    pairs: Pairs | None = None
+    far_pairs: Pairs | None = None
 
 
 class Sizes(NamedTuple):

@@ -7,6 +7,7 @@ and its empty slots, says the same and makes the sums matrix products of static 
 
 import numpy as np
 
+from ewald_jax.graph.pairs import reverse_edges
 from ewald_jax.graph.schema import Triplets
 from ewald_jax.typing import Int
 
@@ -39,7 +40,7 @@ def build_triplets(
     in_edges, in_slot = _table(receivers, n_node, total, in_slots)
     out_edges, out_slot = _table(senders, n_node, total, out_slots)
     reverse = np.full(total, total, np.int32)
-    reverse[:n_edge] = _reverse(senders, receivers, shifts, total)
+    reverse[:n_edge] = reverse_edges(senders, receivers, shifts, total)
     return Triplets(in_edges, out_edges, in_slot, out_slot, reverse)
 
 
@@ -60,28 +61,3 @@ def _table(
     table = np.full(n_node * slots, total, np.int32)
     table[place[order]] = order
     return table.reshape(n_node, slots), place
-
-
-def _reverse(
-    senders: Int[np.ndarray, " edges"],
-    receivers: Int[np.ndarray, " edges"],
-    shifts: Int[np.ndarray, "edges 3"],
-    none: int,
-) -> Int[np.ndarray, " edges"]:
-    """For each edge, the one with sender and receiver swapped and the shift negated."""
-    if len(senders) == 0:
-        return np.zeros(0, np.int64)
-    n, most = int(max(senders.max(), receivers.max())) + 1, int(np.abs(shifts).max())
-    width = 2 * most + 1
-
-    def number(i: np.ndarray, j: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        x, y, z = (shift + most).astype(np.int64).T
-        return ((i.astype(np.int64) * n + j) * width**3) + (x * width + y) * width + z
-
-    forward, backward = (
-        number(receivers, senders, shifts),
-        number(senders, receivers, -shifts),
-    )
-    order = np.argsort(forward)
-    at = np.minimum(np.searchsorted(forward[order], backward), len(order) - 1)
-    return np.where(forward[order[at]] == backward, order[at], none)

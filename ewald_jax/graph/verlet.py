@@ -13,8 +13,9 @@ import ase
 import numpy as np
 
 from ewald_jax.graph.build import check_atoms, check_distances, completed_cell, graph_of
+from ewald_jax.graph.neighborhood import Neighborhood
 from ewald_jax.graph.neighbors import Neighbors, nearest, neighbor_list, symmetrised
-from ewald_jax.graph.schema import Edges, Neighborhood, Structure
+from ewald_jax.graph.schema import Edges, Structure
 from ewald_jax.graph.waves import with_waves
 from ewald_jax.kspace.mesh_rule import MARGIN
 from ewald_jax.kspace.waves import WaveSet

@@ -4,15 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ewald_jax.graph.schema import (
-    CELL,
-    PBC,
-    POSITIONS,
-    Budget,
-    Neighborhood,
-    Structure,
-    Waves,
-)
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import CELL, PBC, POSITIONS, Budget, Structure, Waves
 from ewald_jax.kspace.mesh_rule import fast_shape
 from ewald_jax.kspace.open import radial_nodes
 from ewald_jax.kspace.waves import WaveSet, wave_set

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ewald_jax import kspace as ks
-from ewald_jax.graph.schema import Edges, Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import Edges
 from ewald_jax.kspace.quadrature import gauss_legendre, num_radial, num_stretched
 from ewald_jax.typing import Array, Bool, Float, Int
 

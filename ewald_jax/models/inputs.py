@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from ewald_jax.graph import batch_graphs, single_budget, structure_from_atoms
-from ewald_jax.graph.schema import Batch, Neighborhood
+from ewald_jax.graph.neighborhood import Neighborhood
+from ewald_jax.graph.schema import Batch
 from ewald_jax.nn.ewald_config import check_boundary
 from ewald_jax.typing import InputError
 
@@ -21,9 +22,9 @@ def neighborhood(model: nn.Module, alone: bool = False) -> Neighborhood:
         alone: For structures that are batches of their own, see `EwaldConfig.wave_rule`.
 
     Returns:
-        Its cutoff and limit of neighbors; ``symmetric_edges``, ``needs_triplets`` and the
-        far edges of its ``atomic`` block where it has these fields; the wave vectors of its
-        ``ewald`` block.
+        Its cutoff and limit of neighbors; ``symmetric_edges``, ``needs_triplets``,
+        ``needs_pairs`` and the far edges of its ``atomic`` block where it has these fields;
+        the wave vectors of its ``ewald`` block.
     """
     atomic = getattr(model, "atomic", None)
     return Neighborhood(
@@ -34,6 +35,7 @@ def neighborhood(model: nn.Module, alone: bool = False) -> Neighborhood:
         far_cutoff=None if atomic is None else atomic.cutoff,
         far_max_neighbors=None if atomic is None else atomic.max_neighbors,
         waves=None if model.ewald is None else model.ewald.wave_rule(alone),
+        pairs=getattr(model, "needs_pairs", False) or atomic is not None,
     )
 
 
@@ -63,7 +65,7 @@ def batch_from_atoms(
         except InputError as error:
             raise InputError(f"structure {index} {error}") from None
     budget = single_budget(structures, needed.triplets) if pad and structures else None
-    return batch_graphs(structures, budget=budget, triplets=needed.triplets)
+    return batch_graphs(structures, budget=budget, neighborhood=needed)
 
 
 def check_structure(model: nn.Module, numbers: np.ndarray, pbc: np.ndarray) -> None:

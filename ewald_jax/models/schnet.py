@@ -50,6 +50,7 @@ class SchNet(nn.Module):
     atomic: AtomToAtomConfig | None = None
 
     needs_triplets: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = True
 
     def __post_init__(self):
         """Refuses sizes that make no network.
@@ -74,11 +75,14 @@ class SchNet(nn.Module):
             Node energies in model units; arbitrary for padding nodes.
         """
         graph = batch.graph
-        distances = ops.safe_norm(ops.edge_vectors(graph))
+        pairs = batch.pairs
+        distances = ops.pair_lengths(graph, pairs)
         rbf = gaussian_rbf(
             distances, 0.0, self.cutoff, self.num_gaussians, float32_centres=True
         )
         weights = cosine_cutoff(distances, self.cutoff)
+        pair = None if pairs is None else pairs.pair
+        ends = graph.senders, graph.receivers, pair
         long_range = LongRange(self.ewald, self.atomic, batch, kspace)
         h = nn.Embed(
             self.num_elements,
@@ -89,7 +93,7 @@ class SchNet(nn.Module):
         h = h.astype(distances.dtype)
         for i in range(self.num_interactions):
             update = ContinuousFilterConvolution(self.num_filters, name=f"interaction_{i}")(
-                h, rbf, weights, graph.senders, graph.receivers
+                h, rbf, weights, *ends
             )
             # The baseline has no factor, as published.
             h = merge(h, update, *long_range(i, h)) if long_range else h + update

@@ -49,16 +49,18 @@ class FarGeometry(NamedTuple):
     """What the blocks of all interactions share.
 
     Attributes:
-        rbf: [far_edges, basis] expanded distances.
-        weights: [far_edges] cutoff function.
+        rbf: [pairs, basis] expanded distances; without pairs one for each far edge.
+        weights: [pairs] cutoff function.
         senders: [far_edges].
         receivers: [far_edges].
+        pair: [far_edges] which of the pairs, None without.
     """
 
-    rbf: Float[Array, "far_edges basis"]
-    weights: Float[Array, " far_edges"]
+    rbf: Float[Array, "pairs basis"]
+    weights: Float[Array, " pairs"]
     senders: Array
     receivers: Array
+    pair: Array | None
 
 
 def far_geometry(config: AtomToAtomConfig, batch: Batch) -> FarGeometry:
@@ -72,9 +74,11 @@ def far_geometry(config: AtomToAtomConfig, batch: Batch) -> FarGeometry:
             "the model has an atom-to-atom block, but the batch has no far edges; build it "
             "with the model's neighborhood (ewald_jax.models.neighborhood)"
         )
-    distances = ops.safe_norm(ops.far_edge_vectors(batch.graph, batch.far_edges))
+    far, pairs = batch.far_edges, batch.far_pairs
+    distances = ops.pair_lengths(batch.graph, pairs, far)
     rbf = gaussian_rbf(
         distances, 0.0, config.cutoff, config.num_gaussians, float32_centres=True
     )
     weights = cosine_cutoff(distances, config.cutoff)
-    return FarGeometry(rbf, weights, batch.far_edges.senders, batch.far_edges.receivers)
+    pair = None if pairs is None else pairs.pair
+    return FarGeometry(rbf, weights, far.senders, far.receivers, pair)

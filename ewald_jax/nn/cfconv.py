@@ -31,19 +31,21 @@ class ContinuousFilterConvolution(nn.Module):
     def __call__(
         self,
         h: Float[Array, "nodes feat"],
-        rbf: Float[Array, "edges basis"],
-        weights: Float[Array, " edges"],
+        rbf: Float[Array, "pairs basis"],
+        weights: Float[Array, " pairs"],
         senders: Array,
         receivers: Array,
+        pair: Array | None = None,
     ) -> Float[Array, "nodes feat"]:
         """Computes the update of the node features.
 
         Args:
             h: Node features.
-            rbf: Expanded distances.
-            weights: Cutoff function of each edge.
+            rbf: Expanded distances of pairs of atoms.
+            weights: Cutoff function of each pair.
             senders: [edges].
             receivers: [edges], ascending.
+            pair: [edges] the pair of each edge; None if each edge is one.
 
         Returns:
             The update.
@@ -51,17 +53,20 @@ class ContinuousFilterConvolution(nn.Module):
         x = nn.Dense(self.num_filters, use_bias=False, kernel_init=_xavier, name="lin_in")(
             h
         )
-        edges = (rbf, weights, senders, receivers)
         size = senders.shape[0] * self.num_filters
         # In an exported model the size is a symbol.
-        if not export.is_symbolic_dim(size) and size > _LARGE:
-            x = self._sum_in_blocks(x, edges)
+        if export.is_symbolic_dim(size) or size <= _LARGE:
+            x = self._sum(x, (rbf, weights, senders, receivers), pair)
         else:
-            x = self._sum(x, edges)
+            if pair is not None:
+                rbf, weights = rbf[pair], weights[pair]
+            x = self._sum_in_blocks(x, (rbf, weights, senders, receivers))
         x = nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
         return nn.Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
 
-    def _sum(self, x: Array, edges: tuple[Array, ...]) -> Float[Array, "nodes filters"]:
+    def _sum(
+        self, x: Array, edges: tuple[Array, ...], pair: Array | None = None
+    ) -> Float[Array, "nodes filters"]:
         """What all edges send."""
         rbf, weights, senders, receivers = edges
         filters = nn.Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
@@ -69,6 +74,8 @@ class ContinuousFilterConvolution(nn.Module):
             shifted_softplus(filters)
         )
         filters = filters * weights[:, None]
+        if pair is not None:
+            filters = filters[pair]
         return jax.ops.segment_sum(
             x[senders] * filters, receivers, x.shape[0], indices_are_sorted=True
         )
