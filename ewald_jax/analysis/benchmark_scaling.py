@@ -222,7 +222,7 @@ def _prepared(
         tell(f"{number} atoms, {name}: compiling")
         try:
             structure = with_waves(bare, neighborhood(models[name], alone=True))
-            batch = batch_graphs([structure], triplets=needed.triplets)
+            batch = batch_graphs([structure], neighborhood=needed)
             started = time.perf_counter()
             compiled = _compiled(models[name], params, batch)
             took = time.perf_counter() - started
