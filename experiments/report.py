@@ -15,6 +15,8 @@ from typing import Any
 from compare import COLUMNS, HERE, summarise, table_rows
 from precision import precision_table
 
+from ewald_jax.cli.measuring import in_words
+
 READMES = (HERE / "README.md", HERE.parent / "README.md")
 
 
@@ -60,7 +62,7 @@ def block_table(study: Mapping[str, Any]) -> str:
         for block in study["blocks"]
     ]
     rate = max(block["matmul_gflops"] for block in study["blocks"])
-    note = f"On {study['device']}; matrix products of 2048^3 reached {rate:.0f} GFLOP/s."
+    note = f"On {in_words(study)}; matrix products of 2048^3 reached {rate:.0f} GFLOP/s."
     return _markdown(columns, rows, note)
 
 
@@ -81,7 +83,7 @@ def scaling_table(study: Mapping[str, Any]) -> str:
         for row in study["timings"]
     ]
     notes = [
-        f"{study['model']['name']}, {study['features']} features, on {study['device']}."
+        f"{study['model']['name']}, {study['features']} features, on {in_words(study)}."
     ]
     if study["crossover"] is not None:
         notes.append(f"The mesh is faster from {study['crossover']:,.0f} atoms.")
@@ -121,11 +123,14 @@ def peers_table(study: Mapping[str, Any]) -> str:
         )
         for row in study["rows"]
     ]
-    return _markdown(columns, rows, f"On {study['device']}.")
+    return _markdown(columns, rows, f"On {in_words(study)}.")
 
 
 def _spread(seconds: float, spread: float, unit: float = 1e3) -> str:
-    return f"{unit * seconds:.3g} ± {unit * spread / 2:.1g}"
+    value, error = unit * seconds, unit * spread / 2
+    # As .3g and .1g, without powers of ten.
+    left = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{left} ± {error:.0f}" if error >= 1 else f"{left} ± {error:.1g}"
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:

@@ -1,5 +1,7 @@
 """Figures and benchmarks: what they show is what they were given."""
 
+import time
+
 import matplotlib.figure
 import numpy as np
 import pytest
@@ -96,3 +98,9 @@ def test_interleaved_calls_in_turn():
     seconds = interleaved((lambda: order.append("a"), lambda: order.append("b")), 3)
     assert order == ["a", "b"] * 4
     assert seconds.shape == (2, 3)
+
+
+def test_processor_time_does_not_wait():
+    wait = (lambda: time.sleep(0.05),)
+    assert interleaved(wait, 1) >= 0.05
+    assert interleaved(wait, 1, clock="processor") < 0.03

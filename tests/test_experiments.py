@@ -107,3 +107,33 @@ def test_demo_ends_with_a_table_and_a_picture(scripts, tmp_path, capsys):
         (tmp_path / "dimers-schnet_small-radial-seed0/result.json").read_text()
     )
     assert result["machine"]["cores"] >= 1
+
+
+def test_tables_of_benchmarks(scripts):
+    *_, report = scripts
+    timed = {
+        "seconds": 0.5,
+        "seconds_spread": 0.02,
+        "compiled_gb": 0.3,
+        "resident_gb": None,
+    }
+    known = {"atoms": 1000, "chosen": True, "microseconds_per_atom": 500.0}
+    row = {"sum": "direct", "kvecs": 1560, "mesh": [0, 0, 0]} | timed | known
+    where = {"device": "cpu", "cores": 1, "clock": "processor"}
+    study = {"timings": [row], "features": 64, "model": {"name": "schnet"}} | where
+    study |= {"crossover": 2618.4, "flatness": 1.35, "left_out": ["9 atoms are left out"]}
+    table = report.scaling_table(study)
+    line = "| 1,000 | direct (auto) | 1,560 vectors | 0.5 ± 0.01 | 500 | 0.30 |"
+    assert line in table.splitlines()
+    assert table.endswith(
+        "schnet, 64 features, on cpu, one core, processor time. The mesh is faster from 2,618 "
+        "atoms. Its time per atom varies by a factor of 1.35. 9 atoms are left out."
+    )
+
+    empty = dict.fromkeys(("ratio", "gradient_seconds", "gradient_ratio", "difference"))
+    row = {"part": "step", "name": "Lorem", "version": "0.2", "atoms": 64, "kvecs": 0}
+    row |= {"features": 8, "seconds": None, "note": "not installed: pip install x"} | empty
+    table = report.peers_table({"rows": [row]} | where | {"cores": 2, "clock": "wall"})
+    line = "| training step | 64, its own, 8 | Lorem 0.2 | not installed: pip install x |  |  |"
+    assert line in table and table.endswith("On cpu, 2 cores.")
+    assert len({row.count("|") for row in table.splitlines() if row.startswith("|")}) == 1

@@ -7,7 +7,7 @@ it is asked for: neither PyTorch nor the others are needed by `ewald_jax`.
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,6 +79,7 @@ def time_peers(
     step_atoms: int = 64,
     batch_size: int = 4,
     tell: Callable[[str], None] = lambda line: None,
+    clock: str = "wall",
 ) -> list[PeerTiming]:
     """Times what is installed, in turn within each part and size.
 
@@ -91,6 +92,7 @@ def time_peers(
         step_atoms: Of each crystal of "step".
         batch_size: Crystals of "step".
         tell: Called with a line for each step of the work.
+        clock: Of `benchmark.CLOCKS`.
 
     Returns:
         A row for each implementation.
@@ -102,6 +104,10 @@ def time_peers(
         if part not in PARTS:
             raise InputError(f"the part {part!r} is unknown, expected some of {PARTS}")
     rows: list[PeerTiming] = []
+
+    def timed(calls: Iterable[Callable[[], Any]]) -> Iterator[tuple[float, float]]:
+        return map(median_and_spread, interleaved(tuple(calls), repeats, clock=clock))
+
     kvecs = len(half_box(*num_k))
     for number in nodes:
         for part, contenders in (("sum", sum_contenders), ("block", block_contenders)):
@@ -112,19 +118,19 @@ def time_peers(
                     "kvecs": kvecs,
                     "features": features,
                 }
-                rows += _timed(known, contenders(number, num_k, features), repeats, tell)
+                rows += _timed(known, contenders(number, num_k, features), timed, tell)
     if "step" in parts:
         atoms = step_atoms * batch_size
         known = {"part": "step", "atoms": atoms, "kvecs": 0, "features": features}
         contenders = step_contenders(step_atoms, batch_size, features)
-        rows += _timed(known, contenders, repeats, tell)
+        rows += _timed(known, contenders, timed, tell)
     return rows
 
 
 def _timed(
     known: dict[str, Any],
     contenders: Sequence[Contender],
-    repeats: int,
+    timed: Callable[[Iterable[Callable[[], Any]]], Iterable[tuple[float, float]]],
     tell: Callable[[str], None],
 ) -> Iterator[PeerTiming]:
     """Rows of one part and size; the first contender is ours and always runs."""
@@ -143,11 +149,9 @@ def _timed(
             notes[contender.name] = str(error)
     tell(f"{where}: timing {len(ready)} of {len(contenders)}")
     forward = [calls.forward for calls in ready.values()]
-    timed = map(median_and_spread, interleaved(tuple(forward), repeats))
-    found = dict(zip(ready, timed, strict=True))
+    found = dict(zip(ready, timed(forward), strict=True))
     with_gradient = {n: c.gradient for n, c in ready.items() if c.gradient is not None}
-    timed = map(median_and_spread, interleaved(tuple(with_gradient.values()), repeats))
-    gradients = dict(zip(with_gradient, timed, strict=True))
+    gradients = dict(zip(with_gradient, timed(with_gradient.values()), strict=True))
     first = contenders[0].name
     for contender in contenders:
         name = contender.name

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from ewald_jax.analysis.plots import COLORS, REFERENCE_COLOR
 from ewald_jax.typing import Array
@@ -53,12 +53,11 @@ def plot_scaling(rows: Sequence[Row], crossover: float | None, title: str = "") 
         of_time.axvline(crossover, color=REFERENCE_COLOR, lw=1, ls="--")
         of_time.annotate(
             f"the mesh is faster\nfrom {crossover:,.0f} atoms",
-            (crossover, 0.97),
+            (crossover, 0.03),
             (5, 0),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize=8,
-            va="top",
         )
     of_time.set_ylabel("time of energy and forces (µs per atom)")
     of_memory.set_ylabel("memory above the inputs (GB)")
@@ -66,6 +65,9 @@ def plot_scaling(rows: Sequence[Row], crossover: float | None, title: str = "") 
     for axis in (of_time, of_memory):
         axis.set_xlabel("atoms in the cell")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
         _logarithmic(axis, sizes)
         axis.legend(frameon=False, fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -173,6 +175,7 @@ def plot_ratios(
                 values, spreads = np.array([pair for _, pair in found]).T
                 axis.hlines(places, values.clip(max=1), values.clip(min=1), color, lw=2)
                 _points(axis, values, spreads, places, "o", color)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.margins(x=0.15)
         _names(axis, list(rows))
         axis.set_title(name, fontsize=10)

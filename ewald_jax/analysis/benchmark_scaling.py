@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ewald_jax.analysis.benchmark import (
+    CLOCKS,
     interleaved,
     median_and_spread,
     reserved_bytes,
@@ -109,6 +110,7 @@ def time_scaling(
     repeats: int = 5,
     memory_limit: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    clock: str = "wall",
 ) -> Scaling:
     """Times energy and forces of one periodic cell, its sums in turn for each number of atoms.
 
@@ -122,6 +124,7 @@ def time_scaling(
             first one too.
         memory_limit: Bytes; None for what the device has.
         tell: Called with a line for each step of the work.
+        clock: Of `benchmark.CLOCKS`.
 
     Returns:
         The timings and what was left out.
@@ -151,7 +154,7 @@ def time_scaling(
                 left_out.append(case)
             else:
                 cases.append(case)
-        found = _timed(cases, repeats)
+        found = _timed(cases, repeats, clock)
         timings += found
         for timing in found:
             tell(
@@ -219,7 +222,7 @@ def _prepared(
         tell(f"{number} atoms, {name}: compiling")
         try:
             structure = with_waves(bare, neighborhood(models[name], alone=True))
-            batch = batch_graphs([structure], triplets=needed.triplets)
+            batch = batch_graphs([structure], neighborhood=needed)
             started = time.perf_counter()
             compiled = _compiled(models[name], params, batch)
             took = time.perf_counter() - started
@@ -254,16 +257,16 @@ def _compiled(model: nn.Module, params: PyTree, batch: Batch) -> Any:
     return jax.jit(function).lower(params, batch).compile()
 
 
-def _timed(cases: Sequence[_Case], repeats: int) -> list[ScalingTiming]:
+def _timed(cases: Sequence[_Case], repeats: int, clock: str) -> list[ScalingTiming]:
     """Cases in turn; the first call of each measures the memory and warms up."""
-    resident, first = [], []
+    resident, first, now = [], [], CLOCKS[clock]
     for case in cases:
-        started = time.perf_counter()
+        started = now()
         resident.append(resident_peak_mb(case.run))
-        first.append(time.perf_counter() - started)
+        first.append(now() - started)
     runs = tuple(case.run for case in cases)
     slow = max(first, default=0) > _SLOW
-    timed = interleaved(runs, 1 if slow else repeats, warm_up=False)
+    timed = interleaved(runs, 1 if slow else repeats, warm_up=False, clock=clock)
     if slow:
         timed = np.concatenate([np.array(first)[:, None], timed], axis=1)
     out = []

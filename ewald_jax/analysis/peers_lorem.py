@@ -36,7 +36,7 @@ def lorem_step(
         samples.append(to_sample(labelled, cutoff))
     batch = jax.tree.map(jax.numpy.asarray, to_batch(samples, ["energy", "forces"]))
     model = Lorem(cutoff=cutoff, num_features=features)
-    params = model.init(jax.random.key(0), *batch[:4])
+    params = jax.jit(model.init)(jax.random.key(0), *batch[:4])
     tx = optax.adam(1e-5)
     loss = get_loss_fn(model.predict, weights={"energy": 0.5, "forces": 0.5})
 

@@ -18,13 +18,16 @@ from ewald_jax.cli.common import (
     split_numbers,
 )
 from ewald_jax.cli.measuring import (
+    Clock,
     Features,
     NumK,
     Picture,
     check_drawable,
+    in_words,
     index_box,
     jax_device,
     keep_picture,
+    machine,
 )
 from ewald_jax.typing import InputError
 
@@ -43,6 +46,7 @@ def kspace(
     features: Features = 128,
     num_hidden: Annotated[int, typer.Option(min=0, help="Residual layers.")] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 20,
+    clock: Clock = "wall",
     picture: Picture = None,
     as_json: AsJson = False,
 ) -> None:
@@ -55,9 +59,9 @@ def kspace(
 
     numbers, box = split_numbers(nodes, "--nodes"), index_box(num_k)
     check_drawable(picture)
-    timings = [time_block(n, box, features, num_hidden, repeats) for n in numbers]
-    values = {"blocks": [t.to_dict() for t in timings], "device": jax_device()}
-    title = f"{timings[0].kvecs} wave vectors, {features} features, {jax_device()}"
+    timings = [time_block(n, box, features, num_hidden, repeats, clock) for n in numbers]
+    values = {"blocks": [t.to_dict() for t in timings]} | machine(clock)
+    title = f"{timings[0].kvecs} wave vectors, {features} features, {in_words(values)}"
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_rates
 

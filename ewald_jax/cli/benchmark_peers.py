@@ -15,13 +15,15 @@ from ewald_jax.cli.common import (
     split_numbers,
 )
 from ewald_jax.cli.measuring import (
+    Clock,
     Features,
     NumK,
     Picture,
     check_drawable,
+    in_words,
     index_box,
-    jax_device,
     keep_picture,
+    machine,
 )
 
 _TITLES = {"sum": "k-space sum", "block": "Ewald block", "step": "training step"}
@@ -38,6 +40,7 @@ def peers(
     step_atoms: Annotated[int, typer.Option(min=2, help="Atoms of each crystal.")] = 64,
     batch_size: BatchSize = 4,
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 5,
+    clock: Clock = "wall",
     picture: Picture = None,
     progress: Progress = True,
     as_json: AsJson = False,
@@ -60,15 +63,16 @@ def peers(
         step_atoms,
         batch_size,
         note if progress else lambda line: None,
+        clock,
     )
-    rows = [timing.to_dict() for timing in timings]
+    rows, measured = [timing.to_dict() for timing in timings], machine(clock)
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_ratios
 
-        figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", jax_device())
+        figure = plot_ratios(_ratios(rows), "time / time of ewald_jax", in_words(measured))
         keep_picture(figure, picture)
     if as_json:
-        print_json({"rows": rows, "device": jax_device()})
+        print_json({"rows": rows} | measured)
         return
     table = [
         (
@@ -95,7 +99,7 @@ def peers(
         "with gradient ms",
         "ratio",
     )
-    title = f"{features} features, {jax_device()}"
+    title = f"{features} features, {in_words(measured)}"
     print_table(title, (*columns, "difference", ""), table)
 
 

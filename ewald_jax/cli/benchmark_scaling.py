@@ -14,7 +14,14 @@ from ewald_jax.cli.common import (
     split_arguments,
     split_numbers,
 )
-from ewald_jax.cli.measuring import Picture, check_drawable, jax_device, keep_picture
+from ewald_jax.cli.measuring import (
+    Clock,
+    Picture,
+    check_drawable,
+    in_words,
+    keep_picture,
+    machine,
+)
 
 
 @command
@@ -34,6 +41,7 @@ def scaling(
     memory: Annotated[
         float | None, typer.Option(min=0, help="GB to use; by default what is free.")
     ] = None,
+    clock: Clock = "wall",
     picture: Picture = None,
     progress: Progress = True,
     as_json: AsJson = False,
@@ -61,13 +69,14 @@ def scaling(
         repeats,
         None if memory is None else int(1e9 * memory),
         note if progress else lambda line: None,
+        clock,
     )
     for sentence in found.left_out:
         note(sentence)
-    settings = {"model": model_to_config(model), "device": jax_device()}
+    settings = {"model": model_to_config(model)} | machine(clock)
     features = getattr(model, "hidden_channels", None)
     name = settings["model"]["name"]
-    title = f"energy and forces, {name}, {features} features, {jax_device()}"
+    title = f"energy and forces, {name}, {features} features, {in_words(settings)}"
     values = settings | {"features": features} | found.to_dict()
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_scaling

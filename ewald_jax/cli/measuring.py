@@ -1,7 +1,8 @@
 """What the verbs of `ewald-jax benchmark` share."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,10 @@ from ewald_jax.typing import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Clock = Annotated[
+    Literal["wall", "processor"],
+    typer.Option(help="processor: CPU time of all threads, beside other work."),
+]
 NumK = Annotated[str, typer.Option(help="Index box n_x,n_y,n_z; 5,4,5 has 544.")]
 Features = Annotated[int, typer.Option(min=1, help="Channels.")]
 Picture = Annotated[
@@ -53,3 +58,17 @@ def jax_device() -> str:
     import jax
 
     return jax.devices()[0].device_kind
+
+
+def machine(clock: str) -> dict[str, Any]:
+    """What the numbers were measured on, and with."""
+    from ewald_jax.data.parallel import available_cores
+
+    return {"device": jax_device(), "cores": available_cores(), "clock": clock}
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """What `machine` says, for a title."""
+    cores = f", {values['cores']} cores" if values["cores"] > 1 else ", one core"
+    host = cores if values["device"] == "cpu" else ""
+    return f"{values['device']}{host}{', processor time' * (values['clock'] != 'wall')}"
