@@ -128,6 +128,7 @@ def test_scaling_on_the_command_line(tmp_path):
         (("scaling", "model.ewald=null"), "expected 'radial'"),
         (("scaling", "model.width=3"), "width"),
         (("scaling", "--atoms", "9", "--memory", "1e-6"), "expected at most 1e-06 GB"),
+        (("scaling", "--memory", "inf"), "--memory is inf, expected a finite number"),
         (("peers", "--num-k", "1,2"), "--num-k is '1,2'"),
         (("peers", "--parts", "sums"), "the part 'sums' is unknown"),
         (("peers", "--nodes", ""), "--nodes is ''"),

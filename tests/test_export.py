@@ -174,6 +174,16 @@ def test_one_file_for_molecules_slabs_and_crystals(tmp_path, quick_compilation):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] == ".") == []
 
 
+def test_without_the_coulomb_channel(tmp_path, quick_compilation):
+    """Another way to the phases, whose number is a symbol."""
+    ewald = {"k_cutoff": 1.5, "num_k_rbf": 4, "bottleneck": 4, "channels": ["dispersion"]}
+    model = tiny("schnet", cutoff=4.0, num_interactions=1, ewald=ewald)
+    params = weights(model)
+    ewald_jax.interop.export(model, params, STATISTICS, tmp_path / "exported")
+    found = alone(tmp_path / "exported", [slab()])
+    check([slab()], found, EwaldCalculator(model, params, STATISTICS), 1e-6)
+
+
 def test_float64_and_nearest_neighbors(tmp_path, quick_compilation, x64):
     model = model_of("painn")
     params = jax.tree.map(lambda x: x.astype(np.float32), weights(model))

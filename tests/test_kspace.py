@@ -112,6 +112,35 @@ def test_moving_single_atoms_by_lattice_vectors_changes_nothing(x64):
     assert_close(x.message(positions=moved), x.message(), 1e-12)
 
 
+def test_phases_of_integers(x64):
+    x = Inputs()
+    scaled = kspace.fractional(x.positions, x.cell)
+    expected = kspace.lattice_phases(scaled, INDICES)
+    assert_close(kspace.turn_phases(scaled, INDICES), expected, 1e-12)
+    slope = jax.jacrev(lambda s: kspace.turn_phases(s, INDICES)[0, 0])(scaled)
+    angle = 2 * np.pi * np.asarray(INDICES)[0] @ np.asarray(scaled)[0]
+    assert_close(slope[0], -2 * np.pi * np.sin(angle) * np.asarray(INDICES)[0], 1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sines_of_turns_and_their_derivatives(dtype, x64):
+    near = np.linspace(-1e-3, 1e-3, 7)
+    turns = np.concatenate([np.linspace(-3.3, 4.1, 2001), near, [0.25, 0.5, 1e3 + 0.125]])
+    turns = turns.astype(dtype)
+    exact = 2 * np.pi * np.float64(turns - np.round(turns))
+    sine, factor, tolerance = kspace.sine_of_turns, 1.0, 6 * np.finfo(dtype).eps
+    for wanted in (np.sin(exact), np.cos(exact), -np.sin(exact), -np.cos(exact)):
+        values = jax.vmap(sine)(turns)
+        assert values.dtype == dtype
+        # float32's turns are rounded once more a quarter ahead.
+        np.testing.assert_allclose(values, factor * wanted, rtol=0, atol=factor * tolerance)
+        sine, factor = jax.grad(sine), 2 * np.pi * factor
+    small = kspace.sine_of_turns(near.astype(dtype))
+    np.testing.assert_allclose(
+        small, np.sin(2 * np.pi * near.astype(dtype)), rtol=tolerance
+    )
+
+
 def test_lattice_phases_far_outside_the_cell_in_float32():
     fractional = np.random.default_rng(0).uniform(-0.4, 0.4, (6, 3)).astype(np.float32)
     fractional = np.round(fractional * 1024) / np.float32(1024)  # exact after the shift

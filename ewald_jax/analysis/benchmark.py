@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ewald_jax import ops
 from ewald_jax.analysis.made_up import ionic_crystal
 from ewald_jax.graph import batch_graphs, structure_from_atoms
 from ewald_jax.graph.schema import Batch
@@ -148,8 +149,9 @@ def time_block(
 
 def matrix_product() -> Callable[[], Array]:
     """The float32 matrix product whose rate others are compared with."""
-    matrix = jax.random.normal(jax.random.key(2), (MATMUL_SIZE, MATMUL_SIZE))
-    product = jax.jit(jnp.matmul)
+    shape = (MATMUL_SIZE, MATMUL_SIZE)
+    matrix = jax.random.normal(jax.random.key(2), shape, jnp.float32)
+    product = jax.jit(ops.full_matmul)
     return lambda: product(matrix, matrix)
 
 
@@ -165,7 +167,7 @@ def one_block(
     structure = structure_from_atoms(ionic_crystal(nodes), 1.0)
     # To the device now: each call would copy it again.
     batch = jax.device_put(batch_graphs([structure]))
-    h = jax.random.normal(jax.random.key(0), (nodes, features))
+    h = jax.random.normal(jax.random.key(0), (nodes, features), jnp.float32)
     module = _OneBlock(config)
     params = jax.jit(module.init)(jax.random.key(1), h, batch)
     return module, params, h, batch

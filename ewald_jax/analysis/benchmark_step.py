@@ -166,7 +166,8 @@ class PreparedStep:
 
 
 def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
-    rng, dtype = np.random.default_rng(0), np.float32
+    rng = np.random.default_rng(0)
+    dtype = jax.dtypes.canonicalize_dtype(np.float64).type
     needed = neighborhood(model)
     targets = []
     for atoms in structures:

@@ -1,5 +1,6 @@
 """`ewald-jax benchmark scaling`: one crystal of ever more atoms."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from ewald_jax.cli.measuring import (
     keep_picture,
     machine,
 )
+from ewald_jax.typing import InputError
 
 
 @command
@@ -61,6 +63,8 @@ def scaling(
         small = model_to_config(small_model())
         small = {key: small[key] for key in small if small[key] is not None}
         overrides = [f"model={_inline(small)}", *overrides]
+    if memory is not None and not math.isfinite(memory):
+        raise InputError(f"--memory is {memory}, expected a finite number of GB")
     model = load_config(paths, ["data.name=dimers", *overrides]).model
     found = time_scaling(
         model,

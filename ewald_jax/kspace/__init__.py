@@ -54,6 +54,7 @@ from ewald_jax.kspace.sums import (
     structure_factor,
     turn_phases,
 )
+from ewald_jax.kspace.turns import sine_of_turns
 from ewald_jax.kspace.waves import WaveRule, WaveSet, wave_set
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "reciprocal_cell",
     "scaled_positions",
     "sinc_damping",
+    "sine_of_turns",
     "sorting",
     "structure_factor",
     "svd_frame",

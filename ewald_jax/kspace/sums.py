@@ -38,22 +38,27 @@ class PlaneSums(NamedTuple):
     one: Float[Array, " two_kvecs"]
 
 
-@jax.custom_jvp
 def k_dot_r(
     positions: Float[Array, "nodes 3"], kvecs: Float[Array, "kvecs 3"]
 ) -> Float[Array, "nodes kvecs"]:
     """Phases k.r at full precision: TF32 or bfloat16 would lose whole turns."""
+    dtype = jnp.result_type(positions, kvecs)
+    return _products(jnp.asarray(positions, dtype), jnp.asarray(kvecs, dtype))
+
+
+@jax.custom_jvp
+def _products(positions: Array, kvecs: Array) -> Array:
     # Elementwise, so that it fuses with the sine that follows.
     products = (positions[:, i, None] * kvecs[None, :, i] for i in range(3))
     return sum(products)
 
 
-@k_dot_r.defjvp
-def _k_dot_r_jvp(primals, tangents):
+@_products.defjvp
+def _products_jvp(primals, tangents):
     # Derivatives are sums over atoms or wave vectors: matrix products.
     (positions, kvecs), (moved, changed) = primals, tangents
     tangent = ops.full_matmul(moved, kvecs.T) + ops.full_matmul(positions, changed.T)
-    return k_dot_r(positions, kvecs), tangent
+    return _products(positions, kvecs), tangent
 
 
 def phases(
@@ -90,7 +95,8 @@ def turn_phases(
         [nodes, 2 kvecs].
     """
     # A cosine is the sine a quarter ahead: one table, without putting two together.
-    quarter = jnp.full(len(coordinates), 0.25, coordinates.dtype)
+    coordinates = jnp.asarray(coordinates, scaled.dtype)
+    quarter = jnp.full_like(coordinates[:, 0], 0.25)
     ahead = jnp.concatenate([quarter, jnp.zeros_like(quarter)])
     table = plane_waves(scaled, jnp.concatenate([coordinates, coordinates]), ahead)
     return _damped(table, damping)

@@ -128,8 +128,8 @@ Readout = functools.partial(nn.Dense, 1, precision=lax.Precision.HIGHEST)
 
 
 def _product(multiply: Callable, a: Array, b: Array) -> Array:
-    if jax.default_matmul_precision.value == _BFLOAT16:
-        # Rounded results too: of casts alone, derivatives of any order multiply bfloat16.
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-        return multiply(a, b).astype(jnp.float32)
-    return multiply(a, b)
+    if jax.default_matmul_precision.value != _BFLOAT16:
+        return multiply(a, b)
+    # Rounded results too: of casts alone, derivatives of any order multiply bfloat16.
+    dtype = jnp.result_type(a, b)
+    return multiply(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)).astype(dtype)
