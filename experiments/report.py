@@ -149,6 +149,8 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
         "compilation (s)",
         "step (s)",
         "ratio",
+        "GFLOP, GB",
+        "at the rate of a product (s)",
         "memory (GB)",
     )
     rows = []
@@ -168,10 +170,19 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 f"{step['compile_seconds']:.0f}",
                 _spread(step["seconds"], step["seconds_spread"], 1),
                 f"{step['ratio']:.2f}",
+                *_limits(step),
                 f"{memory / 1e3:.2f}",
             )
             rows.append(cells)
     return _markdown(columns, rows, f"On {runs[0]['device']}.")
+
+
+def _limits(step: Mapping[str, Any]) -> tuple[str, str]:
+    """What XLA counts of a step, and the time of its operations alone."""
+    if "gflop" not in step:  # a result from before they were counted
+        return "", ""
+    counts = f"{step['gflop']:.3g}, {step['gbytes']:.2g}"
+    return counts, f"{step['limit_seconds']:.2g}"
 
 
 def _variant(name: str) -> str:
