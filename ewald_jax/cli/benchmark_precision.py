@@ -15,23 +15,21 @@ from ewald_jax.cli.common import (
     print_table,
 )
 from ewald_jax.cli.measuring import jax_device
-from ewald_jax.cli.sources import SOURCE_HELP, check_known, evaluated_data, structures_of
+from ewald_jax.cli.sources import (
+    EvaluatedData,
+    EvaluatedSplit,
+    check_known,
+    evaluated_data,
+    structures_of,
+)
 from ewald_jax.typing import InputError
 
 
 @command
 def precision(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DATA] [KEY=VALUE]...",
-            help=f"{SOURCE_HELP} Default: the training's own.",
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="train, val, test, ..., or all; a file of its own is all.")
-    ] = "",
+    data: EvaluatedData = None,
+    split: EvaluatedSplit = "",
     which: Which = "best",
     limit: Annotated[int, typer.Option(min=1, help="Most structures to take.")] = 200,
     batch_size: BatchSize = 16,

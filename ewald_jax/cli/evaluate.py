@@ -1,10 +1,7 @@
 """`ewald-jax evaluate`: exact metrics of a checkpoint on labelled structures."""
 
-from typing import Annotated
-
 import jax
 import numpy as np
-import typer
 
 from ewald_jax.cli.common import (
     AsJson,
@@ -20,7 +17,8 @@ from ewald_jax.cli.common import (
     progress_bar,
 )
 from ewald_jax.cli.sources import (
-    SOURCE_HELP,
+    EvaluatedData,
+    EvaluatedSplit,
     check_known,
     evaluated_data,
     shared_with_training,
@@ -31,16 +29,8 @@ from ewald_jax.cli.sources import (
 @command
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DATA] [KEY=VALUE]...",
-            help=f"{SOURCE_HELP} Default: the training's own.",
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="train, val, test, ..., or all; a file of its own is all.")
-    ] = "",
+    data: EvaluatedData = None,
+    split: EvaluatedSplit = "",
     which: Which = "best",
     batch_size: BatchSize = 32,
     precision: Precision = None,

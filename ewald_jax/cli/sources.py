@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import numpy as np
+import typer
 
 from ewald_jax.cli.common import note, split_arguments
 from ewald_jax.config import Config, load_config, load_section
@@ -21,6 +22,16 @@ from ewald_jax.potential import check_elements
 from ewald_jax.typing import InputError
 
 SOURCE_HELP = "A data config (.yaml), a file of structures, or the name of a sample set."
+
+EvaluatedData = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[DATA] [KEY=VALUE]...", help=f"{SOURCE_HELP} Default: the training's own."
+    ),
+]
+EvaluatedSplit = Annotated[
+    str, typer.Option(help="train, val, test, ..., or all; a file of its own is all.")
+]
 
 
 def composed_config(arguments: Sequence[str], verb: str) -> tuple[Config, list[Path]]:
