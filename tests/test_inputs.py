@@ -63,10 +63,11 @@ class Wide(nn.Module):
 
 def test_neighborhood_of_a_model():
     assert neighborhood(Toy()) == Neighborhood(4.0)
-    wide = Neighborhood(3.0, 5, symmetric=True, triplets=True, far_cutoff=6.0, pairs=True)
+    wide = Neighborhood(3.0, 5, symmetric=True, triplets=True, far_cutoff=6.0)
     assert neighborhood(Wide()) == dataclasses.replace(wide, far_max_neighbors=12)
     alone = neighborhood(Wide(atomic=None))
     assert alone.far_cutoff is None and not alone.pairs
+    assert neighborhood(build_model("schnet")).near_pairs
     assert neighborhood(build_model("schnet", max_neighbors=7)) == Neighborhood(
         6.0, 7, pairs=True
     )

@@ -99,7 +99,7 @@ def test_a_network_is_the_same_with_and_without(name):
     needed = neighborhood(model)
     batch = batch_graphs(structures_for(needed), neighborhood=needed)
     without = batch._replace(pairs=None, far_pairs=None)
-    assert batch.far_pairs is not None
+    assert batch.far_pairs is not None and (batch.pairs is None) == (name == "painn")
     params = init_params(model, jax.random.key(0), batch)
 
     def loss(params, batch):

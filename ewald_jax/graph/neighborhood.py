@@ -25,8 +25,7 @@ class Neighborhood:
         far_cutoff: Cutoff of the second set of edges, Å; None for no such set.
         far_max_neighbors: Nearest senders kept in it, None for all.
         waves: Which wave vectors the `radial` scheme needs; None for none.
-        pairs: Also list the two edges of each pair of atoms, of both sets of edges, wherever
-            both are there.
+        pairs: Also list the two edges of each pair of atoms, wherever both are there.
         complete: No atom has as many neighbors as `max_neighbors` allows (see `suited`).
     """
 
@@ -68,8 +67,8 @@ class Neighborhood:
 
     @property
     def far_pairs(self) -> bool:
-        """The same of the second set of edges."""
-        return self.pairs and self.far_cutoff is not None and self.far_max_neighbors is None
+        """Whether the second set has both edges of every pair: then they are listed."""
+        return self.far_cutoff is not None and self.far_max_neighbors is None
 
     def suited(self, sizes: Sizes) -> "Neighborhood":
         """The same for structures of these sizes, `complete` if nothing was cut in any."""

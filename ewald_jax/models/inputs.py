@@ -35,7 +35,7 @@ def neighborhood(model: nn.Module, alone: bool = False) -> Neighborhood:
         far_cutoff=None if atomic is None else atomic.cutoff,
         far_max_neighbors=None if atomic is None else atomic.max_neighbors,
         waves=None if model.ewald is None else model.ewald.wave_rule(alone),
-        pairs=getattr(model, "needs_pairs", False) or atomic is not None,
+        pairs=getattr(model, "needs_pairs", False),
     )
 
 
