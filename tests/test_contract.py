@@ -377,18 +377,37 @@ def roomy(structures, triplets=False):
     )
 
 
+@functools.cache
+def roomy_step(case):
+    """A force loss and its gradient on a batch with much padding; energies and forces too."""
+    name, scheme, boundary = case
+    model, params = tiny(name, scheme)
+    linear = boxed(ase.Atoms("OCO", [[0, 0, -1.16], [0, 0, 0], [0, 0, 1.16]]), boundary)
+    chosen = [*(structures_of(boundary)[key] for key in ROOMY), linear]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ewald_jax.models.inputs.single_budget", roomy)
+        batch = ewald_jax.batch_from_atoms(chosen, model)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(params):
+        out = ewald_jax.model_outputs(model, params, batch, forces=True)
+        return jnp.sum(out.energy**2) + jnp.sum(out.forces**2), out
+
+    (value, out), gradients = loss(params)
+    return Result(out, [len(atoms) for atoms in chosen]), value, gradients
+
+
+ROOMY = ("outside", "atom", "apart")
+
+
 @every_case
-def test_amount_of_padding_is_irrelevant(case, monkeypatch):
+def test_amount_of_padding_is_irrelevant(case):
     """As in the last batch of an epoch."""
     result, at = survey(case)
-    name, scheme, boundary = case
-    structures = structures_of(boundary)
-    keys = ["atom", "outside", "apart"]
-
-    monkeypatch.setattr("ewald_jax.models.inputs.single_budget", roomy)
-    padded = evaluate(name, scheme, [structures[key] for key in keys])
+    padded, _, _ = roomy_step(case)
     assert sum(len(rows) for rows in padded.padding) > 4 + 21
-    for n, key in enumerate(keys):
+    for n, key in enumerate(ROOMY):
         assert_close(padded.energy[n], result.energy[at[key]], 1e-12, f"energy {key}")
         np.testing.assert_allclose(padded.forces[n], result.forces[at[key]], atol=1e-12)
     assert not any(rows.any() for rows in padded.padding)
@@ -432,37 +451,23 @@ def test_one_trace_in_a_loop_of_ones_own(case):
         traces.append(batch)
         return ewald_jax.model_outputs(model, params, batch).energy
 
-    # Lowered, not compiled: only the number of traces is of interest.
+    # Traced, not compiled: only the number of traces is of interest.
     jitted = jax.jit(energy)
     for key in ("base", "rotation"):
         batch = ewald_jax.batch_from_atoms([structures_of(boundary)[key]], model)
-        jitted.lower(params, batch)
+        jitted.trace(params, batch)
     assert len(traces) == 1
     # A batch of numpy arrays that the function closes over is as good as an argument.
-    jax.jit(lambda params: energy(params, batch)).lower(params)
+    jax.jit(lambda params: energy(params, batch)).trace(params)
 
 
 # -- numbers ---------------------------------------------------------------------------------
 
 
 @every_case
-def test_force_loss_has_finite_derivatives(case, debug_nans, monkeypatch):
+def test_force_loss_has_finite_derivatives(case):
     """Second derivatives on a padded batch with one atom, isolated atoms, a linear molecule."""
-    name, scheme, boundary = case
-    model, params = tiny(name, scheme)
-    structures = structures_of(boundary)
-    linear = boxed(ase.Atoms("OCO", [[0, 0, -1.16], [0, 0, 0], [0, 0, 1.16]]), boundary)
-    chosen = [structures["inside"], structures["atom"], structures["apart"], linear]
-    monkeypatch.setattr("ewald_jax.models.inputs.single_budget", roomy)
-    batch = ewald_jax.batch_from_atoms(chosen, model)
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(params):
-        out = ewald_jax.model_outputs(model, params, batch, forces=True)
-        return jnp.sum(out.energy**2) + jnp.sum(out.forces**2)
-
-    value, gradients = loss(params)
+    _, value, gradients = roomy_step(case)
     assert np.isfinite(value)
     leaves = jax.tree_util.tree_leaves_with_path(gradients)
     for path, leaf in leaves:
