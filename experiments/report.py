@@ -13,7 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare import COLUMNS, HERE, summarise, table_rows
+from hours_table import hours_table
 from precision import precision_table
+from tables import markdown as _markdown
+from tables import spread as _spread
+from tables import variant_name
 
 from ewald_jax.cli.measuring import in_words
 
@@ -126,20 +130,10 @@ def peers_table(study: Mapping[str, Any]) -> str:
     return _markdown(columns, rows, f"On {in_words(study)}.")
 
 
-def _spread(seconds: float, spread: float, unit: float = 1e3) -> str:
-    value, error = unit * seconds, unit * spread / 2
-    # As .3g and .1g, without powers of ten.
-    left = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-    return f"{left} ± {error:.0f}" if error >= 1 else f"{left} ± {error:.1g}"
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(columns), *lines[1:], "", note])
-
-
 def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The table of several `ewald-jax benchmark step --json`."""
+    # Results from before predictions were timed have none.
+    inference = any("inference_ms" in step for run in runs for step in run["steps"])
     columns = (
         "model",
         "structures x atoms",
@@ -149,6 +143,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
         "compilation (s)",
         "step (s)",
         "ratio",
+        *["inference (ms per structure)"] * inference,
         "GFLOP, GB",
         "at the rate of a product (s)",
         "memory (GB)",
@@ -165,16 +160,23 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 # Results from before this was an option had molecules of 41 atoms.
                 f"{run['structures']} x {run.get('atoms', 41)}",
                 loss,
-                _variant(step["name"]),
+                variant_name(step["name"]),
                 f"{step['parameters']:,}",
                 f"{step['compile_seconds']:.0f}",
                 _spread(step["seconds"], step["seconds_spread"], 1),
                 f"{step['ratio']:.2f}",
+                *[_inference(step)] * inference,
                 *_limits(step),
                 f"{memory / 1e3:.2f}",
             )
             rows.append(cells)
     return _markdown(columns, rows, f"On {runs[0]['device']}.")
+
+
+def _inference(step: Mapping[str, Any]) -> str:
+    if step.get("inference_ms") is None:
+        return ""
+    return _spread(step["inference_ms"], step["inference_ms_spread"], 1)
 
 
 def _limits(step: Mapping[str, Any]) -> tuple[str, str]:
@@ -183,11 +185,6 @@ def _limits(step: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     counts = f"{step['gflop']:.3g}, {step['gbytes']:.2g}"
     return counts, f"{step['limit_seconds']:.2g}"
-
-
-def _variant(name: str) -> str:
-    kind = name.rpartition("_")[2]
-    return "Ewald" if kind in ("voxel", "lattice") else kind
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -206,14 +203,19 @@ def main() -> None:
     studies = {
         p.stem: json.loads(p.read_text()) for p in sorted(HERE.glob("results/*.json"))
     }
-    steps = [study for study in studies.values() if "steps" in study]
-    tables = {"steps": step_table(steps)} if steps else {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, study in studies.items():
+        if "steps" in study:
+            group = "costs" if name.startswith("costs_") else "steps"
+            groups.setdefault(group, []).append(study)
+    tables = {group: step_table(runs) for group, runs in groups.items()}
     kinds = {
         "cells": markdown_table,
         "blocks": block_table,
         "timings": scaling_table,
         "rows": peers_table,
         "models": precision_table,
+        "trainings": hours_table,
     }
     for name, study in studies.items():
         for key, table in kinds.items():

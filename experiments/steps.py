@@ -10,12 +10,37 @@ it. Writes ``results/steps_*.json``; "Ewald" is the paper's scheme, "radial" our
 
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from compare import variant_path
 
+from ewald_jax.typing import InputError
+
 HERE = Path(__file__).resolve().parent
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
+
+
+def named(names: Iterable[str], parts: Sequence[str]) -> list[str]:
+    """Those names that have all parts in them.
+
+    Raises:
+        InputError: If there are none.
+    """
+    names = list(names)
+    found = [name for name in names if all(part in name for part in parts)]
+    if not found:
+        raise InputError(
+            f"no name has {' and '.join(parts)} in it, expected parts of names such as "
+            f"{names[0]}"
+        )
+    return found
+
+
+def variant_files(model: str, variants: Iterable[str]) -> dict[str, Path]:
+    """The files of those variants that there are for a model."""
+    paths = {variant: variant_path(model, variant) for variant in variants}
+    return {variant: path for variant, path in paths.items() if path.exists()}
 
 
 def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> None:
@@ -23,7 +48,7 @@ def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> 
     if not all(part in name for part in sys.argv[1:]):
         return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
-    paths = [variant_path(model, variant) for variant in ("baseline", *variants)]
+    paths = variant_files(model, ("baseline", *variants)).values()
     command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *options]
     for path in paths:
         command += ["--variant", path]

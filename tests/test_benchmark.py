@@ -205,6 +205,25 @@ def test_our_side_of_the_sum_is_the_potential_of_the_others():
     np.testing.assert_allclose(ours.message(ours.forward()), message, rtol=1e-4, atol=1e-5)
 
 
+def test_steps_and_inference_of_variants(tmp_path):
+    model = tmp_path / "toy.yaml"
+    model.write_text("model: {name: test_train_toy.Toy}\nloss: {forces: l2}")
+    variants = []
+    for width in (8, 16):
+        path = tmp_path / f"toy_{width}.yaml"
+        path.write_text(f"model: {{hidden_channels: {width}}}")
+        variants += ["--variant", path]
+    few = ("--batch-size", "2", "--carbons", "1", "--repeats", "2")
+    said = json.loads(succeed("benchmark", "step", model, *variants, *few, "--json").stdout)
+    assert (said["config"], said["structures"], said["atoms"]) == ("toy", 2, 5)
+    assert said["forces"]
+    small, large = said["steps"]
+    assert (small["name"], large["name"], small["ratio"]) == ("toy_8", "toy_16", 1)
+    assert small["parameters"] < large["parameters"] and small["gflop"] < large["gflop"]
+    for step in (small, large):
+        assert step["inference_ms"] > 0 and step["inference_ms_spread"] >= 0
+
+
 def test_several_blocks_and_their_picture(tmp_path):
     picture = tmp_path / "rates.svg"
     few = ("--nodes", "20,30", "--num-k", "1,1,1", "--features", "4", "--repeats", "2")

@@ -1,14 +1,14 @@
 """Training steps of several models, timed in turn on the same structures."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ase
 import flax.linen as nn
 import jax
-import numpy as np
 
 from ewald_jax.analysis.benchmark import (
     MATMUL_SIZE,
@@ -17,10 +17,9 @@ from ewald_jax.analysis.benchmark import (
     median_and_spread,
     resident_peak_mb,
 )
-from ewald_jax.graph import batch_graphs, sizes_of, structure_from_atoms
-from ewald_jax.graph.schema import Batch
-from ewald_jax.models import check_structure, neighborhood
-from ewald_jax.potential import init_params
+from ewald_jax.analysis.step_counts import labelled_batch, operations_and_bytes
+from ewald_jax.models import check_structure
+from ewald_jax.potential import init_params, model_outputs
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.optim import OptimConfig, make_optimizer
 from ewald_jax.train.state import count_parameters, create_state
@@ -51,6 +50,9 @@ class StepTiming:
         compiled_mb: Temporary buffers that XLA reserves besides parameters and batch, MB.
         resident_mb: Measured peak of the process above its state before the first step, MB;
             None where the system cannot tell.
+        inference_ms: Median time of a prediction for each structure of the batch, ms: energies,
+            and forces if the loss has them; None if it was not asked for.
+        inference_ms_spread: Interquartile range.
     """
 
     name: str
@@ -66,6 +68,8 @@ class StepTiming:
     limit_seconds: float
     compiled_mb: float
     resident_mb: float | None
+    inference_ms: float | None = None
+    inference_ms_spread: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,6 +81,7 @@ def time_steps(
     structures: Sequence[ase.Atoms],
     loss: LossConfig,
     repeats: int = 5,
+    inference: bool = False,
 ) -> list[StepTiming]:
     """Times training steps of several models, one after the other in each round.
 
@@ -85,6 +90,7 @@ def time_steps(
         structures: The batch; labels are random numbers.
         loss: What the step minimises.
         repeats: Rounds, after one to warm up.
+        inference: Also time predictions of the same batch, in the same rounds.
 
     Returns:
         One timing for each model.
@@ -99,9 +105,15 @@ def time_steps(
             except InputError as error:
                 raise InputError(f"{name}: structure {index} {error}") from None
     prepared = [PreparedStep(model, structures, loss) for model in models.values()]
-    product = matrix_product()
-    *seconds, of_product = interleaved((*(step.run for step in prepared), product), repeats)
-    timed = [median_and_spread(times) for times in seconds]
+    predictions = [step.prediction() for step in prepared] if inference else []
+    calls = (matrix_product(), *(step.run for step in prepared), *predictions)
+    of_product, *seconds = interleaved(calls, repeats)
+    timed = [median_and_spread(times) for times in seconds[: len(prepared)]]
+    # Of one structure, in ms.
+    predicted = [
+        median_and_spread(1e3 * times / len(structures))
+        for times in seconds[len(prepared) :]
+    ] or [(None, None)] * len(prepared)
     rate = 2e-9 * MATMUL_SIZE**3 / median_and_spread(of_product)[0]
     return [
         StepTiming(
@@ -118,8 +130,12 @@ def time_steps(
             limit_seconds=step.gflop / rate,
             compiled_mb=step.compiled_mb,
             resident_mb=step.resident_mb,
+            inference_ms=each,
+            inference_ms_spread=each_spread,
         )
-        for name, step, (median, spread) in zip(models, prepared, timed, strict=True)
+        for name, step, (median, spread), (each, each_spread) in zip(
+            models, prepared, timed, predicted, strict=True
+        )
     ]
 
 
@@ -144,7 +160,8 @@ class PreparedStep:
             structures: The batch.
             loss: What the step minimises.
         """
-        self.batch = _labelled_batch(model, structures)
+        self.batch = labelled_batch(model, structures)
+        self._model, self._forces = model, loss.needs_forces
         optim = OptimConfig(lr=1e-5)
         tx = make_optimizer(optim, num_steps=1000)
         params = init_params(model, jax.random.key(0), self.batch)
@@ -154,8 +171,7 @@ class PreparedStep:
         started = time.perf_counter()
         self._step = step.lower(self._state, self.batch).compile()
         self.compile_seconds = time.perf_counter() - started
-        cost = self._step.cost_analysis()
-        self.gflop, self.gbytes = cost["flops"] / 1e9, cost["bytes accessed"] / 1e9
+        self.gflop, self.gbytes = operations_and_bytes(self._step)
         self.compiled_mb = self._step.memory_analysis().temp_size_in_bytes / _MB
         self.resident_mb = resident_peak_mb(self.run)
 
@@ -164,16 +180,9 @@ class PreparedStep:
         self._state, sums = self._step(self._state, self.batch)
         return sums
 
-
-def _labelled_batch(model: nn.Module, structures: Sequence[ase.Atoms]) -> Batch:
-    rng = np.random.default_rng(0)
-    dtype = jax.dtypes.canonicalize_dtype(np.float64).type
-    needed = neighborhood(model)
-    targets = []
-    for atoms in structures:
-        forces = rng.normal(size=(len(atoms), 3)).astype(dtype)
-        energy, stress = dtype(rng.normal()), np.zeros((3, 3), dtype)
-        free = np.ones(len(atoms), bool)
-        targets.append({"energy": energy, "forces": forces, "stress": stress, "free": free})
-    made = [structure_from_atoms(atoms, needed, dtype) for atoms in structures]
-    return batch_graphs(made, targets, neighborhood=needed.suited(sizes_of(made)))
+    def prediction(self) -> Callable[[], Any]:
+        """Compiles energies, and forces if the loss has them, of the same batch."""
+        outputs = partial(model_outputs, self._model, forces=self._forces)
+        compiled = jax.jit(outputs).lower(self._state.params, self.batch).compile()
+        # A step donates its state: the parameters are those of the moment.
+        return lambda: compiled(self._state.params, self.batch)

@@ -115,6 +115,7 @@ def step(
 ) -> None:
     """Training steps of variants of a model, in turn on the same made-up structures.
 
+    Also inference: energies, and forces if the loss has them, of the same structures.
     For example: ewald-jax benchmark step model.yaml -v baseline.yaml -v voxel.yaml
     """
     from ewald_jax.analysis.benchmark_step import time_steps
@@ -130,7 +131,7 @@ def step(
     if len(models) < len(variant):
         raise InputError("two --variant files have the same name, expected different ones")
     check_drawable(picture)
-    timings = time_steps(models, structures, composed[0].loss, repeats)
+    timings = time_steps(models, structures, composed[0].loss, repeats, inference=True)
     title = f"training step, {timings[0].nodes} atoms, {jax_device()}"
     if picture is not None:
         from ewald_jax.analysis.benchmark_plots import plot_bars
@@ -157,6 +158,7 @@ def step(
             1e3 * t.seconds,
             1e3 * t.seconds_spread,
             t.ratio,
+            t.inference_ms,
             t.gflop,
             t.gbytes,
             1e3 * t.limit_seconds,
@@ -167,7 +169,8 @@ def step(
     ]
     columns = ("variant", "parameters", "edges", "compile s", "step ms", "IQR ms", "ratio")
     limits = ("GFLOP", "GB", "limit ms")
-    print_table(title, (*columns, *limits, "buffers MB", "peak MB"), rows)
+    columns = (*columns, "inference ms/structure", *limits, "buffers MB", "peak MB")
+    print_table(title, columns, rows)
 
 
 @benchmark_app.command()
