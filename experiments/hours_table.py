@@ -1,5 +1,6 @@
 """The table and the picture of ``results/hours.json`` (experiments/hours.py)."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,10 +60,20 @@ def hours_table(study: Mapping[str, Any]) -> str:
         (row["counts"]["device"], row["counts"]["jax"]) for row in study["trainings"]
     }
     programs = " and ".join(f"{name}, JAX {version}" for name, version in sorted(compiled))
+    shares = [
+        r["hours"] / r["reference_hours"]
+        for r in study["trainings"]
+        if r["reference_hours"]
+    ]
+    median = (
+        f" Median of predicted over theirs: {statistics.median(shares):.2f}."
+        if shares
+        else ""
+    )
     text = (
         f"Predicted for one {device['name']}: {device['efficiency']:g} of "
         f"{device['tflops']:g} TFLOP/s, {device['tbytes']:g} TB/s; counts of the program that "
-        f"XLA makes for {programs}. The reference's hours: its notebooks, on one A100."
+        f"XLA makes for {programs}. The reference's hours: its notebooks, on one A100.{median}"
     )
     return markdown(COLUMNS, table_rows(study["trainings"]), text)
 

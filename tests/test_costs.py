@@ -194,7 +194,7 @@ def test_counts_are_kept_while_settings_are_the_same(hours, tmp_path, script):
         "| oe62 | painn | baseline | 100 | 1,250,000 | 39, 1.6 | 2.0 | operations |"
         in table
     )
-    assert table.endswith("on one A100.")
+    assert table.endswith("on one A100. Median of predicted over theirs: 0.06.")
 
 
 def test_measured_steps_replace_predictions(hours, tmp_path):
