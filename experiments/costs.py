@@ -5,15 +5,16 @@
 For each model one process, `ewald-jax benchmark step`, on the shapes of SAPT10k (32 molecules
 of 17 atoms, energies only), and one on those of OC20 (8 slabs of 66 atoms, with forces):
 baseline, larger embeddings, larger cutoff, atom-to-atom block, the paper's scheme and radial
-take turns within it. Writes ``results/costs_*.json``, keeps those that are there, and
+take turns within it. Writes ``results/costs_*.json``, keeps those that are complete, and
 draws ``results/costs_molecules.png`` and ``results/costs_slabs.png`` from them.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from steps import HERE, MODELS, measure, named
+from steps import HERE, MODELS, measure, named, variant_files
 from tables import variant_name
 
 from ewald_jax.analysis.benchmark_plots import plot_ratios
@@ -37,6 +38,14 @@ SHAPES = {
 def name_of(kind: str, model: str) -> str:
     """Of the results file."""
     return f"costs_{kind}_{model}"
+
+
+def is_complete(path: Path, model: str, variants: Sequence[str]) -> bool:
+    """Whether a results file has all variants that there are for a model by now."""
+    if not path.exists():
+        return False
+    files = variant_files(model, ("baseline", *variants)).values()
+    return [step["name"] for step in read_json(path)["steps"]] == [p.stem for p in files]
 
 
 def picture_of(kind: str, runs: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -78,13 +87,13 @@ def main(
         typer.Argument(metavar="[PART-OF-NAME]...", help="Which to measure."),
     ] = None,
 ) -> None:
-    """Measures what is not there yet, and draws all that is."""
+    """Measures what is not complete, and draws all that is there."""
     results = HERE / "results"
     cases = {name_of(kind, m): (kind, m) for kind in SHAPES for m in MODELS}
     for name in named(cases, parts or ()):
         kind, model = cases[name]
         variants, options = SHAPES[kind]
-        if (results / f"{name}.json").exists():
+        if is_complete(results / f"{name}.json", f"{model}_small", variants):
             note(f"{name}: there already")
         else:
             measure(name, f"{model}_small", variants, *options)

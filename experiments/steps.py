@@ -44,7 +44,10 @@ def variant_files(model: str, variants: Iterable[str]) -> dict[str, Path]:
 
 
 def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> None:
-    """Runs one benchmark and keeps its JSON, if the command line asks for it."""
+    """Runs one benchmark and keeps its JSON, if the command line asks for it.
+
+    Variants that the model has no file for are left out.
+    """
     if not all(part in name for part in sys.argv[1:]):
         return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")

@@ -108,16 +108,19 @@ def test_the_picture_of_costs_shows_ratios(script):
     assert [text.get_text() for text in axis.texts] == ["3", "2.5"]
 
 
-def test_costs_that_are_there_are_not_measured_again(script, monkeypatch, tmp_path):
+def test_costs_that_are_complete_are_not_measured_again(script, monkeypatch, tmp_path):
     costs = script("costs")
     measured = []
     monkeypatch.setattr(costs, "HERE", tmp_path)
     monkeypatch.setattr(costs, "measure", lambda name, *_: measured.append(name))
     (tmp_path / "results").mkdir()
-    kept = tmp_path / "results" / "costs_slabs_schnet.json"
-    kept.write_text(
-        json.dumps(study(timed("baseline", 1.0, 2.0), timed("lattice", 1.0, 2.0)))
-    )
+    files = script("steps").variant_files("schnet_small", costs.SHAPES["slabs"][0])
+    names = ["baseline", *(path.stem for path in files.values())]
+    assert names[-3:] == ["atomic", "lattice", "radial"]
+    for model, some in (("schnet", names), ("painn", names[:-1])):
+        steps = [timed(name, 1.0, 2.0) for name in some]
+        kept = tmp_path / "results" / f"costs_slabs_{model}.json"
+        kept.write_text(json.dumps(study(*steps)))
     result = run(costs.main, "slabs")
     assert result.exit_code == 0, result.output
     assert measured == [
