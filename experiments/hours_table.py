@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from tables import markdown
 
 from ewald_jax.analysis.plots import COLORS, REFERENCE_COLOR
@@ -97,7 +98,9 @@ def plot_hours(study: Mapping[str, Any]) -> Figure:
                 label="reference (PyTorch, A100)",
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_yticks(places, [f"{row['model']} {row['variant']}" for row in rows])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.grid(axis="y", lw=0.4, alpha=0.5)
