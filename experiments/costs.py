@@ -7,6 +7,10 @@ of 17 atoms, energies only), and one on those of OC20 (8 slabs of 66 atoms, with
 baseline, larger embeddings, larger cutoff, atom-to-atom block, the paper's scheme and radial
 take turns within it. Writes ``results/costs_*.json``, keeps those that are complete, and
 draws ``results/costs_molecules.png`` and ``results/costs_slabs.png`` from them.
+
+The processes keep the memory that they have once had. By default glibc gets blocks of more than
+32 MB from the system page by page at each call, which doubles the time of some of these small
+programs and depends on which side of 32 MB a variant happens to be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +37,9 @@ SHAPES = {
     ),
 }
 """Variants and options of the benchmark for each kind of structures."""
+
+MEMORY = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
+"""Settings of glibc under which a process keeps its memory."""
 
 
 def name_of(kind: str, model: str) -> str:
@@ -96,7 +103,7 @@ def main(
         if is_complete(results / f"{name}.json", f"{model}_small", variants):
             note(f"{name}: there already")
         else:
-            measure(name, f"{model}_small", variants, *options)
+            measure(name, f"{model}_small", variants, *options, GLIBC_TUNABLES=MEMORY)
     for kind in SHAPES:
         paths = {model: results / f"{name_of(kind, model)}.json" for model in MODELS}
         runs = {model: read_json(path) for model, path in paths.items() if path.exists()}

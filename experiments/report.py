@@ -130,8 +130,14 @@ def peers_table(study: Mapping[str, Any]) -> str:
     return _markdown(columns, rows, f"On {in_words(study)}.")
 
 
-def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The table of several `ewald-jax benchmark step --json`."""
+def step_table(runs: Sequence[Mapping[str, Any]], resident: bool = True) -> str:
+    """The table of several `ewald-jax benchmark step --json`.
+
+    Args:
+        runs: What they said.
+        resident: Whether memory is the measured peak, where there is one; else it is that of
+            XLA's buffers, for processes that keep memory, of which a step may take none anew.
+    """
     # Results from before predictions were timed have none.
     inference = any("inference_ms" in step for run in runs for step in run["steps"])
     columns = (
@@ -146,15 +152,15 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
         *["inference (ms per structure)"] * inference,
         "GFLOP, GB",
         "at the rate of a product (s)",
-        "memory (GB)",
+        "memory (GB)" if resident else "buffers (MB)",
     )
     rows = []
     for run in runs:
         loss = "energy, forces" if run["forces"] else "energy"
         for step in run["steps"]:
-            memory = (
-                step["compiled_mb"] if step["resident_mb"] is None else step["resident_mb"]
-            )
+            memory = f"{step['compiled_mb']:.0f}"
+            if resident:
+                memory = f"{(step['resident_mb'] or step['compiled_mb']) / 1e3:.2f}"
             cells = (
                 run["config"],
                 # Results from before this was an option had molecules of 41 atoms.
@@ -167,7 +173,7 @@ def step_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 f"{step['ratio']:.2f}",
                 *[_inference(step)] * inference,
                 *_limits(step),
-                f"{memory / 1e3:.2f}",
+                memory,
             )
             rows.append(cells)
     return _markdown(columns, rows, f"On {runs[0]['device']}.")
@@ -208,7 +214,7 @@ def main() -> None:
         if "steps" in study:
             group = "costs" if name.startswith("costs_") else "steps"
             groups.setdefault(group, []).append(study)
-    tables = {group: step_table(runs) for group, runs in groups.items()}
+    tables = {name: step_table(runs, name != "costs") for name, runs in groups.items()}
     kinds = {
         "cells": markdown_table,
         "blocks": block_table,

@@ -8,6 +8,7 @@ and at the paper's sizes for OC20 on 8 slabs of 66 atoms; baseline and Ewald tak
 it. Writes ``results/steps_*.json``; "Ewald" is the paper's scheme, "radial" ours.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -43,10 +44,17 @@ def variant_files(model: str, variants: Iterable[str]) -> dict[str, Path]:
     return {variant: path for variant, path in paths.items() if path.exists()}
 
 
-def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> None:
+def measure(
+    name: str, model: str, variants: tuple[str, ...], *options: str, **environment: str
+) -> None:
     """Runs one benchmark and keeps its JSON, if the command line asks for it.
 
-    Variants that the model has no file for are left out.
+    Args:
+        name: Of the results file.
+        model: Name of a model config.
+        variants: Beside the baseline; those that the model has no file for are left out.
+        *options: Of `ewald-jax benchmark step`.
+        **environment: Variables of the process, besides those of this one.
     """
     if not all(part in name for part in sys.argv[1:]):
         return
@@ -56,7 +64,12 @@ def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> 
     for path in paths:
         command += ["--variant", path]
     sys.stderr.write(f"{name}\n")
-    done = subprocess.run([*command, "--json"], check=True, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [*command, "--json"],
+        check=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+    )
     (HERE / "results" / f"{name}.json").write_bytes(done.stdout)
 
 

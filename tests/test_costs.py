@@ -96,6 +96,10 @@ def test_inference_is_in_the_table_where_it_was_timed(script):
     assert "| Ewald | 64,577 | 4 | 0.02 ± 0.001 | 2.00 | 0.25 ± 0.01 | 1.5, 0.9 |" in table
     assert "| baseline | 64,577 | 4 | 0.01 ± 0.001 | 1.00 |  | 1.5, 0.9 |" in table
     assert "inference" not in report.step_table([old])
+    # The buffers of 40 MB, of which a process that keeps memory had 1 MB to get.
+    kept = study(timed("baseline", 0.01, resident_mb=1.0))
+    assert report.step_table([kept]).splitlines()[2].endswith("| 0.00 |")
+    assert report.step_table([kept], resident=False).splitlines()[2].endswith("| 40 |")
 
 
 def test_the_picture_of_costs_shows_ratios(script):
@@ -112,7 +116,7 @@ def test_costs_that_are_complete_are_not_measured_again(script, monkeypatch, tmp
     costs = script("costs")
     measured = []
     monkeypatch.setattr(costs, "HERE", tmp_path)
-    monkeypatch.setattr(costs, "measure", lambda name, *_: measured.append(name))
+    monkeypatch.setattr(costs, "measure", lambda name, *_, **__: measured.append(name))
     (tmp_path / "results").mkdir()
     files = script("steps").variant_files("schnet_small", costs.SHAPES["slabs"][0])
     names = ["baseline", *(path.stem for path in files.values())]

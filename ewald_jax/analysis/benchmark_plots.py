@@ -175,7 +175,9 @@ def plot_ratios(
                 values, spreads = np.array([pair for _, pair in found]).T
                 axis.hlines(places, values.clip(max=1), values.clip(min=1), color, lw=2)
                 _points(axis, values, spreads, places, "o", color)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.15)
         _names(axis, list(rows))
         axis.set_title(name, fontsize=10)
