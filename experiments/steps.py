@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from compare import variant_path
+from cells import variant_path
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
