@@ -158,6 +158,8 @@ def _over(job: Job, process: subprocess.Popen, started: float) -> bool:
     if job.state == FAILED:
         lines = [line for line in job.log.read_text().splitlines() if line.strip()]
         job.reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+        if code < 0:
+            job.reason = f"ended by {signal.Signals(-code).name}, perhaps for want of memory"
     return True
 
 
