@@ -11,129 +11,16 @@ not run again, one that was interrupted goes on where it stopped, and a cell of 
 is never mixed in. ``experiments/report.py`` puts the tables into ``experiments/README.md``.
 """
 
-import dataclasses
-import json
-import os
-import platform
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from cells import CONFIGS, HERE, Cell, run_cell
 
 from ewald_jax.cli.common import command, note, print_table
-from ewald_jax.config import Config, load_config
 from ewald_jax.train.files import write_json
-
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE / "configs"
-RESULT = "result.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One training of a study.
-
-    Attributes:
-        data: Name of a data config.
-        model: Name of a model config.
-        variant: Name of a variant config.
-        seed: Of parameters and order.
-    """
-
-    data: str
-    model: str
-    variant: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Folder of the cell."""
-        return f"{self.data}-{self.model}-{self.variant}-seed{self.seed}"
-
-    def config(self, overrides: Sequence[str] = ()) -> Config:
-        """The composed config."""
-        variant = variant_path(self.model, self.variant)
-        parts = [("data", self.data), ("model", self.model)]
-        paths = [CONFIGS / kind / f"{name}.yaml" for kind, name in parts]
-        return load_config([*paths, variant], [*overrides, f"train.seed={self.seed}"])
-
-
-def variant_path(model: str, variant: str) -> Path:
-    """The file of a variant, which may have settings of its own for a model."""
-    own = CONFIGS / "variant" / f"{model}_{variant}.yaml"
-    return own if own.exists() else CONFIGS / "variant" / f"{variant}.yaml"
-
-
-def run_cell(
-    cell: Cell,
-    folder: Path,
-    overrides: Sequence[str] = (),
-    progress: bool = True,
-    also: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Trains one cell, or reads what it gave before.
-
-    Args:
-        cell: What to train.
-        folder: Of the study.
-        overrides: ``key=value`` for every cell.
-        progress: Show it.
-        also: Names of more data configs whose test split is measured.
-
-    Returns:
-        Plain values: the cell, test metrics, parameters, times, config, machine.
-
-    Raises:
-        InputError: For a config that does not fit, or a folder with other settings.
-        KeyboardInterrupt: If the training was interrupted; run again to go on.
-    """
-    from ewald_jax.cli.train import run_training
-    from ewald_jax.train.state import count_parameters
-
-    config = cell.config(overrides)
-    directory = folder / cell.name
-    done = _finished(directory / RESULT, config)
-    if done is not None:
-        return done
-    note(f"--- {cell.name}")
-    started = time.perf_counter()
-    result = run_training(config, directory, resume=True, progress=progress)
-    if result.interrupted:
-        raise KeyboardInterrupt
-    metrics = dict(result.metrics)
-    for name in also:
-        metrics[name] = tested_on(name, directory)
-    values = {
-        **dataclasses.asdict(cell),
-        "metrics": metrics,
-        "parameters": count_parameters(result.params),
-        "steps": result.step,
-        "seconds_per_step": result.seconds_per_step,
-        "seconds": time.perf_counter() - started,
-        "compilations": result.compilations,
-        "machine": machine(),
-        "config": config.to_dict(),
-    }
-    write_json(directory / RESULT, values)
-    return values
-
-
-def tested_on(name: str, directory: Path) -> dict[str, float]:
-    """Metrics of a trained cell on the test split of another data config."""
-    from ewald_jax.cli.sources import structures_of
-    from ewald_jax.config import load_section
-    from ewald_jax.data import load_dataset
-    from ewald_jax.models import neighborhood
-    from ewald_jax.train import evaluate, load_checkpoint
-
-    model, params, _, statistics = load_checkpoint(directory)
-    config = load_section(CONFIGS / "data" / f"{name}.yaml", "data")
-    dataset = load_dataset(config, neighborhood(model), progress=False)
-    indices = structures_of(dataset, config, "test")
-    return evaluate(model, params, dataset, indices, statistics=statistics)
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -198,9 +85,9 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             row["data"],
             row["variant"],
             str(row["seeds"]),
-            _with_spread(row, "energy_mae"),
+            with_spread(row, "energy_mae"),
             f"{row['ratio']:.2f}",
-            _with_spread(row, "forces_mae"),
+            with_spread(row, "forces_mae"),
             f"{row['parameters']:,}",
             f"{row['ms_per_step']:.1f}",
         ]
@@ -208,34 +95,8 @@ def table_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import jax
-
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        name = lines[0].partition(":")[2].strip() if lines else name
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
-def _finished(path: Path, config: Config) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    values = json.loads(path.read_text())
-    # Settings that are younger than the result had their default values.
-    then = Config.from_dict(values["config"], source=str(path))
-    return values if then.to_dict() == config.to_dict() else None
-
-
-def _with_spread(row: Mapping[str, Any], metric: str) -> str:
+def with_spread(row: Mapping[str, Any], metric: str) -> str:
+    """A metric of `summarise` in thousandths, with its spread; "-" if there is none."""
     spread = row[f"{metric}_spread"]
     if np.isnan(row[metric]):  # trained and tested on energies alone
         return "-"

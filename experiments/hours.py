@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from compare import HERE
+from cells import HERE
 from hours_table import COLUMNS, plot_hours, table_rows
 from published import ATOMS, REFERENCE_HOURS, Run, num_steps, published_runs
 from steps import named

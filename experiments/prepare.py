@@ -1,4 +1,4 @@
-"""Two public data sets as the files that ``configs/data/{sapt10k,oc20_frames}.yaml`` name.
+"""Public data sets as the files that ``configs/data/{sapt10k,oc20_*,qm7x}.yaml`` name.
 
     python experiments/prepare.py FOLDER
 
@@ -7,11 +7,16 @@ shipped with general-molecular-simulations/so3lr, MIT) and ``oc20_s2ef/{train,va
 of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0). Written into ``runs/data`` are
 ``sapt10k_{train,val,test}.extxyz``, split by a seed, ``sapt10k_charged.extxyz`` with those test
 dimers that have a charged monomer, and ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame
-with the energy less the reference of its system, and the system's name to split by.
+with the energy less the reference of its system, and the system's name to split by; the same
+frames as ``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the
+latter two that the first has not. Where FOLDER has ``qm7x_2500.npz`` (ten conformations of each
+of 250 molecules of QM7-X, as shipped with thorben-frank/mlff, MIT), it is written with an array
+``molecule`` to split by.
 """
 
 import io
 import lzma
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +28,7 @@ from ewald_jax.cli.common import command, note
 from ewald_jax.typing import InputError
 
 SAPT = "sapt10k/dimers.extxyz.xz"
+QM7X = "qm7x_2500.npz"
 OC20 = ("oc20_s2ef/train", "oc20_s2ef/val_id")
 
 
@@ -38,6 +44,21 @@ def write_sapt10k(source: Path, folder: Path, seed: int = 0) -> dict[str, int]:
         chosen = [frames[i] for i in indices]
         ase.io.write(folder / f"sapt10k_{name}.extxyz", chosen, format="extxyz")
     return {name: len(indices) for name, indices in parts.items()}
+
+
+def write_qm7x(source: Path, folder: Path) -> None:
+    """Adds the number of the molecule, of which ten conformations follow each other.
+
+    Raises:
+        InputError: If ten structures that follow each other are not of the same atoms.
+    """
+    with np.load(source, allow_pickle=False) as file:
+        arrays = dict(file)
+    numbers = np.sort(arrays["z"], axis=1)
+    molecule = np.arange(len(numbers)) // 10
+    if not np.array_equal(numbers, numbers[10 * molecule]):
+        raise InputError(f"{source}: expected ten conformations of each molecule in a row")
+    np.savez_compressed(folder / "qm7x_2500.npz", molecule=molecule, **arrays)
 
 
 def oc20_frames(folder: Path, stride: int) -> list[ase.Atoms]:
@@ -69,6 +90,37 @@ def oc20_frames(folder: Path, stride: int) -> list[ase.Atoms]:
     return frames
 
 
+def known_split(frames: Sequence[ase.Atoms], seed: int = 4) -> dict[str, list[ase.Atoms]]:
+    """Frames with systems apart, a fifth for testing and a tenth for validation.
+
+    Systems are drawn by a seed (the first that leaves two for validation); one whose elements
+    would be missing in training stays there.
+    """
+    elements: dict[str, set[int]] = {}
+    for atoms in frames:
+        elements.setdefault(atoms.info["system"], set()).update(map(int, atoms.numbers))
+    names = sorted(elements)
+    order = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
+    parts: dict[str, list[str]] = {"test": [], "val": []}
+    train = set(names)
+    for part, share in (("test", 0.2), ("val", 0.1)):
+        for name in order:
+            if name not in train or len(parts[part]) >= round(share * len(names)):
+                continue
+            if elements[name] <= set().union(
+                *(elements[other] for other in train - {name})
+            ):
+                # Those already set apart must be known, too.
+                train.remove(name)
+                apart = set().union(*(elements[n] for ns in parts.values() for n in ns))
+                if apart <= set().union(*(elements[other] for other in train)):
+                    parts[part].append(name)
+                else:
+                    train.add(name)
+    sets = {"train": sorted(train), **parts}
+    return {k: [a for a in frames if a.info["system"] in v] for k, v in sets.items()}
+
+
 @command
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the data sets are.")],
@@ -83,6 +135,10 @@ def main(
     sizes = write_sapt10k(folder / SAPT, output)
     frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
     ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
+    if (folder / QM7X).exists():
+        write_qm7x(folder / QM7X, output)
+    for name, part in known_split(frames).items():
+        ase.io.write(output / f"oc20_known_{name}.extxyz", part, format="extxyz")
     note(f"in {output}: sapt10k {sizes}, oc20_frames {len(frames)}")
 
 

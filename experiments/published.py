@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from compare import CONFIGS
+from cells import CONFIGS
 from steps import MODELS, variant_files
 
 from ewald_jax.config import Config, load_config
@@ -65,10 +65,11 @@ def published_runs() -> list[Run]:
     runs = []
     for data, scheme in (("oe62", "voxel"), ("oc20", "lattice")):
         for model in MODELS:
-            names = {kind: kind for kind in ("baseline", "embeddings", "cutoff", "atomic")}
-            names |= {scheme: "ewald", f"{model}_radial": "radial"}
-            files = variant_files(f"{model}_{data}", names)
-            runs += [Run(data, model, names[kind], path) for kind, path in files.items()]
+            kinds = ("baseline", "embeddings", "cutoff", "atomic", scheme, "radial")
+            files = variant_files(f"{model}_{data}", kinds)
+            for kind, path in files.items():
+                name = "ewald" if kind == scheme else kind
+                runs.append(Run(data, model, name, path))
     return runs
 
 

@@ -12,9 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compare import COLUMNS, HERE, summarise, table_rows
+from accuracy import accuracy_table
+from cells import HERE
+from compare import COLUMNS, summarise, table_rows
 from hours_table import hours_table
 from precision import precision_table
+from studies import load_study, study_names
 from tables import markdown as _markdown
 from tables import spread as _spread
 from tables import variant_name
@@ -38,6 +41,25 @@ def markdown_table(study: Mapping[str, Any]) -> str:
         f"{machine['processor']}, JAX {machine['jax']}{overrides and '; with ' + overrides}.",
     ]
     return "\n".join(lines)
+
+
+def study_table(name: str) -> str | None:
+    """The table of a study of ``configs/study``; None without results."""
+    study, order = load_study(name), {}
+    for place, cell in enumerate(study.cells()):
+        order[cell.name] = place
+    paths = [p for p in (HERE / "results" / name).glob("*.json") if p.stem in order]
+    if not paths:
+        return None
+    cells = [json.loads(p.read_text()) for p in sorted(paths, key=lambda p: order[p.stem])]
+    machine = cells[0]["machine"]
+    note = (
+        f"{len(cells)} of {len(order)} cells. Test errors, mean ± standard deviation over "
+        "seeds; smaller than the baseline's of the same seeds, and for means over models from "
+        f"the least to the most; {machine['cores']} cores of {machine['processor']}."
+    )
+    columns, rows = accuracy_table(cells, study.baseline)
+    return _markdown(columns, rows, note)
 
 
 def block_table(study: Mapping[str, Any]) -> str:
@@ -227,6 +249,9 @@ def main() -> None:
         for key, table in kinds.items():
             if key in study:
                 tables[name] = table(study)
+    for name in study_names():
+        if (table := study_table(name)) is not None:
+            tables[name] = table
     for readme in READMES:
         readme.write_text(filled(readme.read_text(), tables))
     sys.stdout.write(f"tables: {', '.join(tables) or 'no results yet'}\n")

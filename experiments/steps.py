@@ -8,17 +8,17 @@ and at the paper's sizes for OC20 on 8 slabs of 66 atoms; baseline and Ewald tak
 it. Writes ``results/steps_*.json``; "Ewald" is the paper's scheme, "radial" ours.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from compare import variant_path
+from cells import HERE, variant_path
 
 from ewald_jax.typing import InputError
 
-HERE = Path(__file__).resolve().parent
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
 
 
@@ -40,8 +40,11 @@ def named(names: Iterable[str], parts: Sequence[str]) -> list[str]:
 
 def variant_files(model: str, variants: Iterable[str]) -> dict[str, Path]:
     """The files of those variants that there are for a model."""
-    paths = {variant: variant_path(model, variant) for variant in variants}
-    return {variant: path for variant, path in paths.items() if path.exists()}
+    paths = {}
+    for variant in variants:
+        with contextlib.suppress(InputError):
+            paths[variant] = variant_path(model, variant)
+    return paths
 
 
 def measure(

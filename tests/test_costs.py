@@ -14,7 +14,10 @@ from ewald_jax.models import build_model
 from ewald_jax.train.losses import LossConfig
 from ewald_jax.train.optim import OptimConfig
 
-SCRIPTS = ("compare", "costs", "hours", "hours_table", "precision", "published", "report")
+SCRIPTS = (
+    *("accuracy", "cells", "compare", "costs", "hours", "hours_table", "precision"),
+    *("published", "report", "steps", "studies", "tables"),
+)
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def script(monkeypatch):
     """A function that imports a script of experiments/ by its name."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "experiments"))
     yield __import__
-    for name in (*SCRIPTS, "steps", "tables"):
+    for name in SCRIPTS:
         sys.modules.pop(name, None)
 
 

@@ -31,7 +31,7 @@ def scripts(monkeypatch):
     import report
 
     yield compare, demo, report
-    for name in ("compare", "demo", "precision", "report"):
+    for name in ("accuracy", "cells", "compare", "demo", "precision", "report", "studies"):
         sys.modules.pop(name, None)
 
 
@@ -88,7 +88,9 @@ def test_finished_cells_are_not_trained_again(scripts, tmp_path, monkeypatch):
     first = compare.run_cell(cell, tmp_path, TINY, progress=False)
     assert first["config"]["train"]["seed"] == 3
     assert first["metrics"]["test"]["energy_mae"] > 0
-    monkeypatch.setattr(compare, "note", lambda _: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        sys.modules["cells"], "note", lambda _: pytest.fail("trained again")
+    )
     assert compare.run_cell(cell, tmp_path, TINY, progress=False) == first
     monkeypatch.undo()
     # A cell of other settings is refused, not mixed in.

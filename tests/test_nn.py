@@ -10,12 +10,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import generic_molecule
 
 import ewald_jax
 from ewald_jax.models import MODELS, SchNet, model_to_config
 from ewald_jax.nn.basis import cosine_cutoff
 from ewald_jax.nn.ewald import EwaldBlock, EwaldFilter, LowRank
-from ewald_jax.nn.ewald_config import SCHEMES, EwaldConfig, check_boundary
+from ewald_jax.nn.ewald_config import SCHEMES, EwaldConfig, check_boundary, host_kvecs
 from ewald_jax.nn.ewald_geometry import kspace_geometry
 from ewald_jax.nn.layers import (
     ResidualLayer,
@@ -93,6 +94,8 @@ def test_cosine_cutoff(x64):
     "fields, expected",
     [
         ({"scheme": "radail"}, "scheme must be one of .*not 'radail'"),
+        ({"blocks": (0, 0)}, "blocks must be different numbers"),
+        ({"blocks": (-1,)}, "blocks must be different numbers"),
         ({"sinc": "exakt"}, "sinc must be 'exact' or 'normalized', not 'exakt'"),
         ({"bottleneck": 0}, "bottleneck must be >= 1"),
         ({"num_hidden": -1}, "num_hidden >= 0"),
@@ -354,3 +357,25 @@ def test_dense_layers_in_the_package_have_no_dtype_of_their_own(key, x64):
             y, params = jax.eval_shape(layer.init_with_output, key, x)
             assert y.dtype == dtype
             assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_ewald_messages_beside_some_interactions_only(key):
+    batch = ewald_jax.batch_from_atoms([generic_molecule()], SchNet())
+    for blocks, there in ((None, {0, 1, 2}), ((0, 2), {0, 2})):
+        config = EwaldConfig("voxel", num_k_rbf=4, blocks=blocks)
+        model = SchNet(hidden_channels=8, num_interactions=3, ewald=config)
+        shapes = jax.eval_shape(lambda m=model: ewald_jax.init_params(m, key, batch))
+        names = {f"ewald_{i}" for i in range(3)} & set(shapes)
+        assert names == {f"ewald_{i}" for i in there}
+    with pytest.raises(InputError, match="has 3, but the model has 3 interactions"):
+        SchNet(num_interactions=3, ewald=EwaldConfig(blocks=(3,)))
+
+
+@pytest.mark.parametrize("scheme", ["lattice", "voxel"])
+def test_k_zero_sends_the_sum_of_the_features(scheme):
+    """Its phase is one everywhere, and the filter that it alone has acts on the sum."""
+    without, having = (host_kvecs(EwaldConfig(scheme, zero_k=z)) for z in (False, True))
+    np.testing.assert_array_equal(having[1:], without)
+    assert not having[0].any() and having.dtype == without.dtype
+    with pytest.raises(InputError, match="radial always has k = 0"):
+        EwaldConfig("radial", zero_k=True)

@@ -118,3 +118,7 @@ def test_commands_of_the_models(workplace):
     assert shell.count("ewald-jax ") == 4
     run(["bash", "-euo", "pipefail", "-c", shell], workplace)
     assert (workplace / "imported.extxyz").exists() and (workplace / "scales.json").exists()
+
+
+def test_a_study_is_listed(workplace):
+    run(["bash", "-euo", "pipefail", "-c", blocks("bash", "Studies")], workplace)

@@ -48,6 +48,8 @@ class EwaldConfig:
         equivariant: radial: also send the vector features of models that have them.
         bottleneck: Rank of the filters; radial: their number, each for a part of the features.
         num_hidden: Residual layers of the update network.
+        blocks: Interactions that have Ewald messages beside them, 0 the first; None for all.
+        zero_k: lattice, voxel: k = 0 too, which the paper leaves out and radial always has.
         sinc: voxel: form of the damping; "normalized" only for weights of the reference.
         float32_prune: voxel: prune the grid as the reference does.
         min_frame_nodes: voxel: fewest atoms that are turned into principal axes; the
@@ -75,6 +77,8 @@ class EwaldConfig:
     equivariant: bool = False
     bottleneck: int = 8
     num_hidden: int = 0
+    blocks: tuple[int, ...] | None = None
+    zero_k: bool = False
     sinc: Literal["exact", "normalized"] = "exact"
     float32_prune: bool = False
     min_frame_nodes: int = 2
@@ -118,6 +122,14 @@ class EwaldConfig:
         if len(num_k) != 3:
             raise InputError(f"ewald.num_k must be three integers, not {self.num_k!r}")
         object.__setattr__(self, "num_k", num_k)
+        if self.blocks is not None:
+            blocks = tuple(self.blocks)
+            if not blocks or min(blocks) < 0 or len(set(blocks)) < len(blocks):
+                raise InputError(
+                    "ewald.blocks must be different numbers of interactions from 0, or null "
+                    f"for all, not {blocks}"
+                )
+            object.__setattr__(self, "blocks", blocks)
         if self.scheme == "radial":
             self._check_radial()
         else:
@@ -142,6 +154,10 @@ class EwaldConfig:
         if len(set(channels)) < len(channels):
             raise InputError(f"ewald.channels has one twice: {channels}")
         object.__setattr__(self, "channels", channels)
+        if self.zero_k:
+            raise InputError(
+                "ewald.zero_k is for lattice and voxel; radial always has k = 0"
+            )
         for name in ("max_kvecs", "max_pair_nodes"):
             if getattr(self, name) < 0:
                 raise InputError(f"ewald.{name} must be >= 0, not {getattr(self, name)}")
@@ -195,8 +211,10 @@ class EwaldConfig:
 def host_kvecs(config: EwaldConfig) -> np.ndarray:
     """Wave vectors [kvecs, 3] of all structures alike: indices (lattice) or 1/Å (voxel)."""
     if config.scheme == "lattice":
-        return ks.half_box(*config.num_k)
-    return ks.voxel_grid(config.k_cutoff, config.delta_k, config.float32_prune)
+        found = ks.half_box(*config.num_k)
+    else:
+        found = ks.voxel_grid(config.k_cutoff, config.delta_k, config.float32_prune)
+    return np.concatenate([np.zeros_like(found[:1]), found]) if config.zero_k else found
 
 
 def check_boundary(config: EwaldConfig | None, pbc: np.ndarray) -> None:

@@ -69,7 +69,7 @@ class LongRange:
         Returns:
             Arrays like `v`.
         """
-        if self._ewald is None or not self._ewald.equivariant:
+        if not self._has_ewald(i) or not self._ewald.equivariant:
             return []
         block = EwaldVectorBlock(self._ewald, name=f"ewald_vectors_{i}")
         return [block(v, self._kspace, self._low_rank)]
@@ -89,7 +89,7 @@ class LongRange:
             Arrays like `h`.
         """
         updates = []
-        if self._ewald is not None:
+        if self._has_ewald(i):
             block = EwaldBlock(self._ewald, name=f"ewald_{i}", **self._options)
             updates.append(block(h, self._kspace, self._low_rank))
         if self._atomic is not None:
@@ -98,6 +98,11 @@ class LongRange:
             )
             updates.append(block(h, *self._far))
         return updates
+
+    def _has_ewald(self, i: int) -> bool:
+        if self._ewald is None:
+            return False
+        return self._ewald.blocks is None or i in self._ewald.blocks
 
 
 def merge(h: Float[Array, "nodes feat"], *updates: Array) -> Float[Array, "nodes feat"]:

@@ -9,6 +9,9 @@ from ewald_jax.typing import InputError
 
 _MAY_BE_ZERO = ("num_before_skip", "num_after_skip", "num_concat", "num_atom")
 
+_INTERACTIONS = ("num_interactions", "num_layers", "num_blocks")
+"""What models call the number of their interactions."""
+
 
 def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
     """Refuses fields that make no network: sizes, a cutoff that is no length, a precision.
@@ -32,5 +35,12 @@ def check_sizes(model: Any, at_least: Mapping[str, int] | None = None) -> None:
             f"model.ewald.equivariant needs vector features, which {type(model).__name__} does "
             "not have; expected painn, or equivariant: false"
         )
+    if ewald is not None and ewald.blocks is not None:
+        numbers = [getattr(model, name) for name in _INTERACTIONS if hasattr(model, name)]
+        if numbers and max(ewald.blocks) >= numbers[0]:
+            raise InputError(
+                f"model.ewald.blocks has {max(ewald.blocks)}, but the model has "
+                f"{numbers[0]} interactions, expected numbers from 0 to {numbers[0] - 1}"
+            )
     if not 0 < model.cutoff < float("inf"):
         raise InputError(f"model.cutoff must be a length above 0 Å, not {model.cutoff}")

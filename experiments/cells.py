@@ -1,0 +1,217 @@
+"""One cell of a study: a model with one variant on one data set, from one seed.
+
+Its config is composed of files of ``configs/``, MODEL_VARIANT.yaml in place of VARIANT.yaml
+where there is one, and overrides. It is trained once: what came out is read the next time, a
+training that was interrupted goes on, and one of other settings is refused.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ewald_jax.cli.common import note
+from ewald_jax.config import Config, load_config
+from ewald_jax.train.files import write_json
+from ewald_jax.typing import InputError
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE / "configs"
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        data: Name of a data config.
+        model: Name of a model config.
+        variant: Name of a variant config, or that of a study for `source` with `settings`.
+        seed: Of parameters and order.
+        source: Variant config to start from; "" is the one called as `variant`.
+        settings: ``key=value`` of this cell.
+    """
+
+    data: str
+    model: str
+    variant: str
+    seed: int
+    source: str = ""
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Folder of the cell."""
+        return f"{self.data}-{self.model}-{self.variant}-seed{self.seed}"
+
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The composed config.
+
+        Raises:
+            InputError: For a name without a file, or settings that do not fit.
+        """
+        paths = [
+            config_path("data", self.data),
+            config_path("model", self.model),
+            variant_path(self.model, self.source or self.variant),
+        ]
+        return load_config(paths, [*self.settings, *overrides, f"train.seed={self.seed}"])
+
+
+def config_path(kind: str, name: str) -> Path:
+    """The file of a data, model or variant config.
+
+    Raises:
+        InputError: If there is none, with the nearest name there is.
+    """
+    path = CONFIGS / kind / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"there is no {kind} {name!r}, expected one of {known}{guess}")
+    return path
+
+
+def variant_path(model: str, variant: str) -> Path:
+    """The file of a variant: made for the model, for its published sizes, or for all.
+
+    Raises:
+        InputError: If there is none.
+    """
+    family, _, size = model.rpartition("_")
+    for maker in (model, family) if size != "small" else (model,):
+        own = CONFIGS / "variant" / f"{maker}_{variant}.yaml"
+        if own.exists():
+            return own
+    return config_path("variant", variant)
+
+
+def run_cell(
+    cell: Cell,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    progress: bool = True,
+    also: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains one cell, or reads what it gave before.
+
+    Args:
+        cell: What to train.
+        folder: Of the study.
+        overrides: ``key=value`` for every cell.
+        progress: Show it.
+        also: Names of more data configs whose test split is measured.
+
+    Returns:
+        Plain values: the cell, test metrics, parameters, times, config, machine.
+
+    Raises:
+        InputError: For a config that does not fit, data that are not there, or a folder with
+            other settings.
+        KeyboardInterrupt: If the training was interrupted; run again to go on.
+    """
+    from ewald_jax.cli.train import run_training
+    from ewald_jax.train.state import count_parameters
+
+    config = cell.config(overrides)
+    directory = folder / cell.name
+    done = finished(directory / RESULT, config)
+    if done is not None:
+        return done
+    for name in (cell.data, *also):
+        check_data(name, cell.config(overrides) if name == cell.data else None)
+    note(f"--- {cell.name}")
+    started = time.perf_counter()
+    result = run_training(config, directory, resume=True, progress=progress)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    metrics = dict(result.metrics)
+    for name in also:
+        metrics[name] = tested_on(name, directory)
+    values = {
+        **{key: getattr(cell, key) for key in ("data", "model", "variant", "seed")},
+        "metrics": metrics,
+        "parameters": count_parameters(result.params),
+        "steps": result.step,
+        "seconds_per_step": result.seconds_per_step,
+        "seconds": time.perf_counter() - started,
+        "compilations": result.compilations,
+        "machine": machine(),
+        "config": config.to_dict(),
+    }
+    write_json(directory / RESULT, values)
+    return values
+
+
+def check_data(name: str, config: Config | None = None) -> None:
+    """Refuses data whose files are missing, and says where they are to be had.
+
+    Args:
+        name: Of the data config.
+        config: Composed, where overrides may have changed the paths.
+
+    Raises:
+        InputError: If a file is not there.
+    """
+    from ewald_jax.config import load_section
+
+    data = config.data if config else load_section(config_path("data", name), "data")
+    sources = yaml.safe_load((CONFIGS / "sources.yaml").read_text())
+    for value in (data.path, data.train, data.val, data.test):
+        path = Path(value).expanduser()
+        there = any(path.parent.glob(path.name)) if "*" in path.name else path.exists()
+        if value and not there:
+            needs = f"; it needs {sources[name].strip()}" if name in sources else ""
+            raise InputError(f"{value}, of the data config {name!r}, is not there{needs}")
+
+
+def tested_on(name: str, directory: Path) -> dict[str, float]:
+    """Metrics of a trained cell on the test split of another data config."""
+    from ewald_jax.cli.sources import structures_of
+    from ewald_jax.config import load_section
+    from ewald_jax.data import load_dataset
+    from ewald_jax.models import neighborhood
+    from ewald_jax.train import evaluate, load_checkpoint
+
+    model, params, _, statistics = load_checkpoint(directory)
+    config = load_section(config_path("data", name), "data")
+    dataset = load_dataset(config, neighborhood(model), progress=False)
+    indices = structures_of(dataset, config, "test")
+    return evaluate(model, params, dataset, indices, statistics=statistics)
+
+
+def finished(path: Path, config: Config) -> dict[str, Any] | None:
+    """What a file has of a cell, None if it is not there or has that of other settings."""
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    # Settings that are younger than the result had their default values.
+    then = Config.from_dict(values["config"], source=str(path))
+    return values if then.to_dict() == config.to_dict() else None
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import jax
+
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": name,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }

@@ -1,0 +1,224 @@
+"""Runs the cells of a study: as processes of this machine, or as jobs of a cluster.
+
+Each cell is a process of its own, so that one that fails takes no other with it. Failures are
+collected; Ctrl-C lets every training save and stop, and the same command goes on.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ewald_jax.cli.common import INTERRUPTED, note
+from ewald_jax.typing import InputError
+
+WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
+
+
+@dataclasses.dataclass
+class Job:
+    """A cell on its way.
+
+    Attributes:
+        name: Of the cell.
+        command: Program and arguments.
+        log: File that takes what it prints.
+        metrics: File of its training, a JSON object a line.
+        state: `WAITING`, `RUNNING`, `DONE`, `FAILED` or `STOPPED`.
+        seconds: That it has run.
+        reason: Last line that a failed one printed.
+    """
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    metrics: Path
+    state: str = WAITING
+    seconds: float = 0.0
+    reason: str = ""
+
+    def progress(self) -> str:
+        """What the last epoch said."""
+        if self.state == FAILED:
+            return self.reason
+        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
+        with contextlib.suppress(IndexError, KeyError, json.JSONDecodeError):
+            last = json.loads(lines[-1])
+            return f"step {last['step']}, validation loss {last['val_loss']:.4g}"
+        return ""
+
+
+def run_local(
+    jobs: Sequence[Job], workers: int, gpus: Sequence[str] = (), interval: float = 0.5
+) -> None:
+    """Runs all jobs, so many at a time, and shows a table of them.
+
+    Args:
+        jobs: What to run; states change.
+        workers: Processes at a time. Each has its share of the cores.
+        gpus: Devices, one for each worker.
+        interval: Seconds between looks.
+
+    Raises:
+        KeyboardInterrupt: If interrupted, when every process has stopped.
+    """
+    places: list[tuple[Job, subprocess.Popen, float] | None] = [None] * workers
+    cores = _shares(workers) if not gpus else [None] * workers
+    waiting = list(jobs)
+    with _shown(jobs) as show:
+        try:
+            while waiting or any(places):
+                for place, taken in enumerate(places):
+                    if taken is not None and _over(*taken):
+                        show(taken[0])
+                        places[place] = taken = None
+                    if taken is None and waiting:
+                        job = waiting.pop(0)
+                        process = _start(job, cores[place], gpus[place] if gpus else None)
+                        places[place] = job, process, time.perf_counter()
+                        show(job)
+                show(None)
+                time.sleep(interval)
+        except BaseException:
+            _stop([taken for taken in places if taken is not None])
+            raise
+
+
+def submit(
+    jobs: Sequence[Job], folder: Path, settings: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Hands all jobs to a cluster through submitit.
+
+    Args:
+        jobs: What to run.
+        folder: Where submitit keeps its files.
+        settings: Of `submitit.AutoExecutor.update_parameters`, such as ``timeout_min`` and
+            ``slurm_partition``; ``cluster`` chooses the kind (``slurm``; ``local`` to try).
+
+    Returns:
+        Names of the cells and identifiers of the jobs.
+
+    Raises:
+        InputError: If submitit is missing, there is no cluster, or it refuses a setting.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise InputError(
+            "--slurm needs submitit, which is not installed: pip install -e '.[cluster]' in a "
+            "checkout, or pip install submitit"
+        ) from error
+    settings = dict(settings)
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=settings.pop("cluster", "slurm"))
+        executor.update_parameters(**settings)
+    except (NameError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"--slurm: submitit says: {' '.join(str(error).split())}"
+        ) from error
+    with executor.batch():
+        found = [
+            executor.submit(submitit.helpers.CommandFunction(list(job.command)))
+            for job in jobs
+        ]
+    return [(job.name, one.job_id) for job, one in zip(jobs, found, strict=True)]
+
+
+def _start(job: Job, cores: set[int] | None, gpu: str | None) -> subprocess.Popen:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    job.state = RUNNING
+    with job.log.open("w") as log:
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            # Ctrl-C is for this process, which tells the others once.
+            start_new_session=True,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+        )
+
+
+def _over(job: Job, process: subprocess.Popen, started: float) -> bool:
+    job.seconds = time.perf_counter() - started
+    code = process.poll()
+    if code is None:
+        return False
+    job.state = {0: DONE, INTERRUPTED: STOPPED}.get(code, FAILED)
+    if job.state == FAILED:
+        lines = [line for line in job.log.read_text().splitlines() if line.strip()]
+        job.reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+        if code < 0:
+            job.reason = (
+                f"ended by {signal.Signals(-code).name}, perhaps for want of memory"
+            )
+    return True
+
+
+def _stop(running: Sequence[tuple[Job, subprocess.Popen, float]]) -> None:
+    if running:
+        note(
+            f"{len(running)} trainings finish their step and save; the next Ctrl-C kills them"
+        )
+    for _, process, _ in running:
+        process.send_signal(signal.SIGINT)
+    try:
+        for job, process, started in running:
+            process.wait()
+            _over(job, process, started)
+    except KeyboardInterrupt:
+        for _, process, _ in running:
+            process.kill()
+        raise
+
+
+def _shares(workers: int) -> list[set[int] | None]:
+    """The cores of each worker; None where all may have all."""
+    if workers == 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * workers
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[place % len(cores) :: workers]) or None for place in range(workers)]
+
+
+@contextlib.contextmanager
+def _shown(jobs: Sequence[Job]) -> Iterator[Callable[[Job | None], None]]:
+    """Shows a table on a terminal, else a line for each change; called with a job or None."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def table() -> Table:
+        count = {state: sum(job.state == state for job in jobs) for state in (DONE, FAILED)}
+        title = f"{count[DONE]} of {len(jobs)} done, {count[FAILED]} failed"
+        shown = Table(
+            "cell", "state", "seconds", "progress", title=title, title_justify="left"
+        )
+        for job in jobs:
+            if job.state in (RUNNING, FAILED):
+                shown.add_row(job.name, job.state, f"{job.seconds:.0f}", job.progress())
+        return shown
+
+    def line(job: Job | None) -> None:
+        if job is not None:
+            after = f" after {job.seconds:.0f} s" if job.state != RUNNING else ""
+            console.print(
+                f"{job.name}: {job.state}{after} {job.reason}".rstrip(), markup=False
+            )
+
+    if not console.is_terminal:
+        yield line
+        return
+    with Live(table(), console=console, refresh_per_second=2) as live:
+        yield lambda job: live.update(table())

@@ -1,0 +1,288 @@
+"""Studies: their cells, what they refuse, how they are run, their tables."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from ewald_jax.typing import InputError
+
+STUDIES = sorted((REPOSITORY / "experiments/configs/study").glob("*.yaml"))
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The scripts of experiments/ by name."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "experiments"))
+    before = set(sys.modules)
+    import accuracy
+    import cells
+    import run
+    import runner
+    import studies
+
+    yield {m.__name__: m for m in (accuracy, cells, run, runner, studies)}
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(
+            str(REPOSITORY / "experiments")
+        ):
+            del sys.modules[name]
+
+
+def written(path, **changes):
+    values = {
+        "about": "a test",
+        "data": ["dimers"],
+        "models": {"schnet_small": {}},
+        "variants": {"baseline": {"seeds": 2}, "voxel": {"seeds": [0, 5]}},
+    }
+    path.write_text(yaml.safe_dump(values | changes))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_composes(scripts, path):
+    study = scripts["studies"].load_study(path.stem)
+    cells = study.cells()
+    assert path.read_text().startswith("# ") and len(cells) > 5
+    for cell in cells:
+        config = cell.config()
+        assert (config.model.ewald is None) == (
+            cell.variant in ("baseline", "embeddings", "cutoff", "atomic")
+        )
+        if path.stem.startswith("paper") and cell.variant == "radial":
+            assert config.model.ewald.scheme == "radial"
+            assert config.model.ewald.num_hidden == (0 if "painn" in cell.model else 3)
+
+
+def test_cells_come_seed_by_seed(scripts, tmp_path):
+    study = scripts["studies"].load_study(written(tmp_path / "s.yaml"))
+    names = [cell.name for cell in study.cells()]
+    assert names == [
+        "dimers-schnet_small-baseline-seed0",
+        "dimers-schnet_small-voxel-seed0",
+        "dimers-schnet_small-baseline-seed1",
+        "dimers-schnet_small-voxel-seed5",
+    ]
+    assert study.baseline == "baseline"
+
+
+def test_settings_of_a_model_with_a_variant_come_last(scripts, tmp_path):
+    models = {
+        "schnet_small": {
+            "set": ["model.cutoff=4.5"],
+            "variants": {"near": ["model.cutoff=3.5"]},
+            "without": ["voxel"],
+        }
+    }
+    variants = {
+        "baseline": {"seeds": 1},
+        "near": {"seeds": 1, "source": "baseline"},
+        "voxel": {"seeds": 1},
+    }
+    changes = {"set": ["model.cutoff=4.0"], "models": models, "variants": variants}
+    study = scripts["studies"].load_study(written(tmp_path / "s.yaml", **changes))
+    cutoffs = {cell.variant: cell.config().model.cutoff for cell in study.cells()}
+    assert cutoffs == {"baseline": 4.5, "near": 3.5}
+    overridden = study.cells(["model.cutoff=6.0"])
+    assert {cell.config().model.cutoff for cell in overridden} == {6.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"variants": {"baseline": {"seeds": [1, 1]}}},
+            "is there twice; give each seed once",
+        ),
+        ({"models": {"schnett_small": {}}}, "did you mean 'schnet_small'?"),
+        ({"variants": {"voxels": {"seeds": 1}}}, "did you mean 'voxel'?"),
+        ({"data": ["dimer"]}, "there is no data 'dimer'"),
+        ({"modells": {}}, "did you mean 'study.models'?"),
+        ({"models": {"schnet_small": {"without": ["x"]}}}, "the study has no variant 'x'"),
+    ],
+)
+def test_mistakes_in_a_study(scripts, tmp_path, changes, words):
+    path = written(tmp_path / "s.yaml", **changes)
+    with pytest.raises(InputError) as error:
+        for cell in scripts["studies"].load_study(path).cells():
+            cell.config()
+    assert words in str(error.value)
+
+
+def test_missing_data_say_what_to_download(scripts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cell = scripts["cells"].Cell("oe62", "schnet_small", "baseline", 0)
+    with pytest.raises(InputError) as error:
+        scripts["cells"].run_cell(cell, tmp_path / "runs", progress=False)
+    assert "runs/data/df_62k.json" in str(error.value) and "mediaTUM" in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_data_set_from_elsewhere_has_a_source(scripts):
+    configs = scripts["cells"].CONFIGS
+    sources = yaml.safe_load((configs / "sources.yaml").read_text())
+    elsewhere = {
+        path.stem
+        for path in configs.glob("data/*.yaml")
+        if "runs/data/" in path.read_text()
+    }
+    assert elsewhere <= set(sources)
+
+
+def result(data, model, variant, seed, energy, forces=None, charged=None):
+    test = {"energy_mae": energy} | ({} if forces is None else {"forces_mae": forces})
+    metrics = {"val": test, "test": test}
+    if charged is not None:
+        metrics["sapt10k_charged"] = {"energy_mae": charged}
+    return {
+        "data": data, "model": model, "variant": variant, "seed": seed, "metrics": metrics,
+        "parameters": 10, "seconds_per_step": 0.1,
+    }  # fmt: skip
+
+
+def test_improvements_compare_the_same_seeds(scripts):
+    accuracy = scripts["accuracy"]
+    done = [
+        result("sapt10k", "a", "baseline", 0, 1.0, charged=4.0),
+        result("sapt10k", "a", "baseline", 1, 3.0, charged=4.0),
+        result("sapt10k", "a", "voxel", 0, 0.5, charged=3.0),
+        result("sapt10k", "a", "voxel", 1, 2.4, charged=1.0),
+        result("sapt10k", "a", "cutoff", 0, 0.9, charged=4.0),
+        result("sapt10k", "b", "baseline", 0, 2.0, charged=4.0),
+        result("sapt10k", "b", "voxel", 0, 1.0, charged=4.0),
+    ]
+    found = accuracy.improvements(done, "baseline", "energy_mae")
+    assert found["sapt10k", "a", "voxel"] == pytest.approx((1 - 2.9 / 4, 0.2, 0.5))
+    assert found["sapt10k", "a", "cutoff"].value == pytest.approx(0.1)
+    mean = (1 - 2.9 / 4 + 0.5) / 2
+    assert found["sapt10k", "mean", "voxel"] == pytest.approx((mean, 0.275, 0.5))
+    assert ("sapt10k", "mean", "cutoff") not in found
+    assert found["sapt10k_charged", "a", "voxel"].value == pytest.approx(0.5)
+    columns, rows = accuracy.accuracy_table(done, "baseline")
+    assert {len(row) for row in rows} == {len(columns)}
+    line = ["sapt10k", "a", "voxel", "2", "1450.0 ± 1343.5", "28 %", "-", "", "10"]
+    assert line in rows
+    means = [row for row in rows if row[1] == "mean of 2"]
+    assert means[0][5] == "39 % (28 to 50)"
+
+
+def test_pictures_of_a_study(scripts, tmp_path):
+    done = [
+        result("d", model, variant, seed, error, error)
+        for model in ("a", "b")
+        for variant, error in (("baseline", 1.0), ("voxel", 0.7))
+        for seed in (0, 1)
+    ]
+    scripts["accuracy"].plot_accuracy(done, "baseline", tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    scripts["accuracy"].plot_accuracy(done[:1], "baseline", tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_failures_are_collected_and_the_others_run(scripts, tmp_path, capfd):
+    runner = scripts["runner"]
+    programs = {
+        "good": "open('good', 'w')",
+        "bad": "import sys; print('a'); sys.exit('error: the reason')",
+        "last": "import os; open('last', 'w').write(str(len(os.sched_getaffinity(0))))",
+    }
+    jobs = [
+        runner.Job(
+            name,
+            [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {program}"],
+            tmp_path / f"{name}.log",
+            tmp_path / name / "metrics.jsonl",
+        )
+        for name, program in programs.items()
+    ]
+    runner.run_local(jobs, 2, interval=0.02)
+    assert {job.name: job.state for job in jobs} == {
+        "good": "done", "bad": "failed", "last": "done",
+    }  # fmt: skip
+    assert jobs[1].reason == jobs[1].progress() == "the reason"
+    assert (tmp_path / "good").exists() and (tmp_path / "last").exists()
+    assert "bad: failed" in capfd.readouterr().err
+
+
+def test_interruption_reaches_every_process(scripts, tmp_path, monkeypatch):
+    runner = scripts["runner"]
+    program = (
+        "import sys, time\ntry:\n    open(sys.argv[1], 'w'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)"
+    )
+    jobs = [
+        runner.Job(
+            str(n),
+            [sys.executable, "-c", program, str(tmp_path / f"started{n}")],
+            tmp_path / f"{n}.log",
+            tmp_path / "none",
+        )
+        for n in range(3)
+    ]
+
+    def sleep(_):
+        if all((tmp_path / f"started{n}").exists() for n in range(2)):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_local(jobs, 2)
+    assert [job.state for job in jobs] == ["stopped", "stopped", "waiting"]
+
+
+def test_progress_is_the_last_epoch(scripts, tmp_path):
+    job = scripts["runner"].Job("x", [], tmp_path / "log", tmp_path / "metrics.jsonl")
+    assert job.progress() == ""
+    lines = [{"step": 5, "val_loss": 2.0}, {"step": 10, "val_loss": 0.51234}]
+    job.metrics.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert job.progress() == "step 10, validation loss 0.5123"
+
+
+def test_cluster_jobs_go_through_submitit(scripts, tmp_path):
+    pytest.importorskip("submitit")
+    runner = scripts["runner"]
+    program = f"open({str(tmp_path / 'ran')!r}, 'w').write('yes')"
+    job = runner.Job("x", [sys.executable, "-c", program], tmp_path / "l", tmp_path / "m")
+    submitted = runner.submit([job], tmp_path / "cluster", {"cluster": "debug"})
+    assert submitted[0][0] == "x" and submitted[0][1]
+    with pytest.raises(InputError, match="--slurm: submitit says"):
+        runner.submit([job], tmp_path / "cluster", {"cluster": "debug", "no_such_thing": 1})
+
+
+@pytest.mark.configs
+def test_a_deleted_result_is_computed_again_alone(scripts, tmp_path, monkeypatch):
+    run = scripts["run"]
+    tiny = [
+        "data.limit=500",
+        "data.limit_eval=4",
+        "train.max_steps=2",
+        "train.batch_size=3",
+        "model.hidden_channels=8",
+        "model.num_filters=8",
+        "model.num_interactions=1",
+        "train.tensorboard=false",
+    ]
+    study = written(tmp_path / "s.yaml", set=tiny)
+    folders = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
+    described = scripts["studies"].load_study(study)
+    for cell in described.cells():
+        run.train_cell(described, "s", cell, *folders.values())
+    files = sorted((tmp_path / "results/s").glob("*.json"))
+    before = {path: (path.read_text(), path.stat().st_mtime_ns) for path in files}
+    assert len(files) == 4
+    files[0].unlink()
+    run.main(study, **folders)
+    after = json.loads(files[0].read_text())
+    expected = json.loads(before[files[0]][0])
+    assert np.isfinite(after["metrics"]["test"]["energy_mae"])
+    assert after["metrics"] == expected["metrics"] and after["config"] == expected["config"]
+    for path in files[1:]:
+        assert (path.read_text(), path.stat().st_mtime_ns) == before[path]
+    assert (tmp_path / "results/s/table.md").read_text().startswith("| data | model |")
+    with pytest.raises(InputError, match="has the result of other settings"):
+        changed = described.cells(["optim.lr=1e-5"])[0]
+        scripts["studies"].result_of(files[0], changed)
