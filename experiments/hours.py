@@ -13,10 +13,10 @@ slabs and forces for OC20 (made up; `analysis.made_up`). A step is said to take 
 and a training as long as its steps. The device is an NVIDIA A100 unless options say otherwise:
 19.5 TFLOP/s in float32 without tensor cores, which our float32 products do not use, and 1.555
 TB/s (NVIDIA A100 datasheet, 40 GB SXM). The efficiency of 0.5 is an assumption: the steps of
-published sizes in ``results/steps_*.json`` reach 0.42 to 0.78 of the rate of a matrix product,
+published sizes in ``results/steps_*.json`` reach 0.41 to 0.78 of the rate of a matrix product,
 on a CPU core. Not in it: launching kernels, which small batches wait for, reading data,
 evaluation, compilation. Counts and buffers are those of the program that XLA makes for the
-present device, which keeps more in memory than one for a GPU would if that device is a CPU.
+present device, a CPU if there is no other; one for a GPU is fused in other ways.
 
 The hours of the reference, PyTorch on one A100, from the notebooks of its repository
 (arthurkosmala/EwaldMP), stand beside the prediction. Seconds that ``ewald-jax benchmark step
