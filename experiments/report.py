@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compare import COLUMNS, HERE, summarise, table_rows
+from long_range_table import long_range_table
 from precision import precision_table
 
 from ewald_jax.cli.measuring import in_words
@@ -214,6 +215,7 @@ def main() -> None:
         "timings": scaling_table,
         "rows": peers_table,
         "models": precision_table,
+        "long_range": long_range_table,
     }
     for name, study in studies.items():
         for key, table in kinds.items():

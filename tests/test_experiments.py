@@ -31,7 +31,7 @@ def scripts(monkeypatch):
     import report
 
     yield compare, demo, report
-    for name in ("compare", "demo", "precision", "report"):
+    for name in ("compare", "demo", "long_range_table", "precision", "report"):
         sys.modules.pop(name, None)
 
 
