@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from compare import COLUMNS, Cell, run_cell, summarise, table_rows
+from cells import Cell, run_cell
+from compare import COLUMNS, summarise, table_rows
 
 from ewald_jax.cli.common import command, note, print_table
 

@@ -6,8 +6,9 @@ FOLDER holds ``sapt10k/dimers.extxyz.xz`` (8,948 dimers with SAPT interaction en
 shipped with general-molecular-simulations/so3lr, MIT) and ``oc20_s2ef/{train,val_id}`` (frames
 of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0). Written into ``runs/data`` are
 ``sapt10k_{train,val,test}.extxyz``, split by a seed, ``sapt10k_charged.extxyz`` with those test
-dimers that have a charged monomer, and ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame
-with the energy less the reference of its system, and the system's name to split by; the same
+dimers that have a charged monomer (each dimer also with ``interaction_less_disp``, its energy
+less the dispersion component), and ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame with
+the energy less the reference of its system, and the system's name to split by; the same
 frames as ``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the
 latter two that the first has not. Where FOLDER has ``qm7x_2500.npz`` (ten conformations of each
 of 250 molecules of QM7-X, as shipped with thorben-frank/mlff, MIT), it is written with an array
@@ -29,6 +30,7 @@ from ewald_jax.typing import InputError
 
 SAPT = "sapt10k/dimers.extxyz.xz"
 QM7X = "qm7x_2500.npz"
+LESS_DISP = "interaction_less_disp"
 OC20 = ("oc20_s2ef/train", "oc20_s2ef/val_id")
 
 
@@ -36,6 +38,10 @@ def write_sapt10k(source: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     """Splits the dimers by a seed; returns the number of each file."""
     with lzma.open(source, "rt") as text:
         frames = ase.io.read(io.StringIO(text.read()), ":", format="extxyz")
+    for atoms in frames:
+        # To the digits of the data: what is left needs no dispersion to be learned.
+        left = atoms.info["interaction_energy"] - atoms.info["disp"]
+        atoms.info[LESS_DISP] = round(left, 8)
     order = np.random.default_rng(seed).permutation(len(frames))
     test, val = order[:1000], order[1000:1500]
     charged = [i for i in test if frames[i].info["charge_a"] or frames[i].info["charge_b"]]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from compare import Cell, run_cell
+from cells import Cell, run_cell
 
 from ewald_jax.cli.common import command, note
 from ewald_jax.pretrained import PRETRAINED, load_pretrained, model_card, write_pretrained

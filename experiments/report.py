@@ -16,6 +16,7 @@ from accuracy import accuracy_table
 from cells import HERE
 from compare import COLUMNS, summarise, table_rows
 from hours_table import hours_table
+from long_range_table import long_range_table
 from precision import precision_table
 from studies import load_study, study_names
 from tables import markdown as _markdown
@@ -244,6 +245,7 @@ def main() -> None:
         "rows": peers_table,
         "models": precision_table,
         "trainings": hours_table,
+        "long_range": long_range_table,
     }
     for name, study in studies.items():
         for key, table in kinds.items():

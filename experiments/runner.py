@@ -136,7 +136,7 @@ def _start(job: Job, cores: set[int] | None, gpu: str | None) -> subprocess.Pope
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
     job.state = RUNNING
-    with job.log.open("w") as log:
+    with job.log.open("w") as log, _on_cores(cores):
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
@@ -145,8 +145,21 @@ def _start(job: Job, cores: set[int] | None, gpu: str | None) -> subprocess.Pope
             env=environment,
             # Ctrl-C is for this process, which tells the others once.
             start_new_session=True,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
+
+
+@contextlib.contextmanager
+def _on_cores(cores: set[int] | None) -> Iterator[None]:
+    """Processes started meanwhile have these cores: they inherit those of this thread."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _over(job: Job, process: subprocess.Popen, started: float) -> bool:

@@ -31,8 +31,12 @@ def scripts(monkeypatch):
     import report
 
     yield compare, demo, report
-    for name in ("accuracy", "cells", "compare", "demo", "precision", "report", "studies"):
-        sys.modules.pop(name, None)
+    for name in [m for m, module in sys.modules.items() if _of_scripts(module)]:
+        del sys.modules[name]
+
+
+def _of_scripts(module):
+    return str(getattr(module, "__file__", "")).startswith(str(REPOSITORY / "experiments"))
 
 
 def _result(variant, seed, error, data="dimers"):

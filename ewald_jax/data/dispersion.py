@@ -18,6 +18,9 @@ from ewald_jax.graph.schema import ENERGY, FORCES, STRESS
 from ewald_jax.typing import InputError
 
 _NAME = re.compile(r"(?P<functional>.+)-d3\((?P<damping>bj|zero)\)(?P<atm>-atm)?", re.I)
+_REACH = {"disp2": 60.0, "disp3": 40.0, "cn": 30.0}
+"""Cutoffs of dftd3 and dftd4 for pairs, triples and coordination numbers, Bohr."""
+
 _HEAVIEST = 94
 """The last element with reference data of DFT-D3; beyond, dftd3 gives zeros or crashes."""
 
@@ -52,8 +55,14 @@ def parse_dispersion(name: str) -> Dispersion:
     return Dispersion(functional.lower(), damping.lower(), atm is not None)
 
 
-def load_dispersion(dispersion: Dispersion) -> tuple[Any, Any]:
+def load_dispersion(
+    dispersion: Dispersion, asked: str = "data.subtract"
+) -> tuple[Any, Any]:
     """The module `dftd3.interface`, and the parameters of a correction as it takes them.
+
+    Args:
+        dispersion: Which correction.
+        asked: What needs it, for messages.
 
     Raises:
         InputError: If dftd3 is not installed, or does not know the functional.
@@ -62,7 +71,7 @@ def load_dispersion(dispersion: Dispersion) -> tuple[Any, Any]:
         import dftd3.interface as interface
     except ImportError as error:
         raise InputError(
-            "data.subtract needs dftd3, which is not installed: pip install -e '.[samples]' "
+            f"{asked} needs dftd3, which is not installed: pip install -e '.[samples]' "
             "in a checkout, or pip install dftd3"
         ) from error
     kinds = {"bj": interface.RationalDampingParam, "zero": interface.ZeroDampingParam}
@@ -73,14 +82,17 @@ def load_dispersion(dispersion: Dispersion) -> tuple[Any, Any]:
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
-            f"data.subtract: dftd3 has no D3({dispersion.damping}) of "
-            f"{dispersion.functional!r} ({_reason(error)}), expected a functional that it knows"
+            f"{asked}: dftd3 has no D3({dispersion.damping}) of {dispersion.functional!r} "
+            f"({reason(error)}), expected a functional that it knows"
         ) from error
     return interface, parameters
 
 
 def dispersion_labels(
-    atoms: ase.Atoms, dispersion: Dispersion, derivatives: bool = True
+    atoms: ase.Atoms,
+    dispersion: Dispersion,
+    derivatives: bool = True,
+    within: float | None = None,
 ) -> dict[str, np.ndarray]:
     """Energy [], eV, forces [n, 3], eV/Å, and stress [3, 3], eV/Å^3, of DFT-D3.
 
@@ -88,27 +100,23 @@ def dispersion_labels(
         atoms: Molecule or crystal.
         dispersion: Which correction.
         derivatives: Forces too, and stress where a direction is periodic and the cell whole.
+        within: Å; count only pairs up to this distance, and triples of such pairs. None counts
+            them up to dftd3's own cutoffs, which are the most in any case.
 
     Raises:
         InputError: As `load_dispersion`; or if dftd3 fails, to be read after the name of the
             structure.
     """
     interface, parameters = load_dispersion(dispersion)
-    if atoms.numbers.max() > _HEAVIEST:
-        raise InputError(
-            f"has the element {chemical_symbols[atoms.numbers.max()]}, for which DFT-D3 has "
-            f"no parameters, expected at most {chemical_symbols[_HEAVIEST]}"
-        )
-    positions, box = atoms.positions, {}
-    if atoms.pbc.any():
-        positions, cell = _boxed(atoms)
-        box = {"lattice": cell / Bohr, "periodic": atoms.pbc}
+    check_heaviest(atoms, _HEAVIEST, "DFT-D3")
     try:
-        model = interface.DispersionModel(atoms.numbers, positions / Bohr, **box)
+        model = interface.DispersionModel(**geometry(atoms))
+        if within is not None:
+            reach_only(model, within)
         found = model.get_dispersion(parameters, grad=derivatives)
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
-            f"has no DFT-D3 energy ({_reason(error)}), expected atoms apart"
+            f"has no DFT-D3 energy ({reason(error)}), expected atoms apart"
         ) from error
     labels = {ENERGY: np.asarray(found["energy"], np.float64) * Hartree}
     if derivatives:
@@ -155,6 +163,37 @@ def without_dispersion(atoms: ase.Atoms, dispersion: Dispersion, where: str) -> 
     return out
 
 
+def check_heaviest(atoms: ase.Atoms, heaviest: int, method: str) -> None:
+    """Refuses elements beyond the last one that a method has parameters of.
+
+    Raises:
+        InputError: To be read after the name of the structure.
+    """
+    if atoms.numbers.max() > heaviest:
+        raise InputError(
+            f"has the element {chemical_symbols[atoms.numbers.max()]}, for which {method} has "
+            f"no parameters, expected at most {chemical_symbols[heaviest]}"
+        )
+
+
+def geometry(atoms: ase.Atoms) -> dict[str, np.ndarray]:
+    """A structure as the models of dftd3 and dftd4 take it: lengths in Bohr."""
+    positions, box = atoms.positions, {}
+    if atoms.pbc.any():
+        positions, cell = _boxed(atoms)
+        box = {"lattice": cell / Bohr, "periodic": atoms.pbc}
+    return {"numbers": atoms.numbers, "positions": positions / Bohr, **box}
+
+
+def reach_only(model: Any, within: float) -> None:
+    """Makes a model of dftd3 or dftd4 count only pairs up to a distance, Å.
+
+    Coordination numbers stay as they are, and so do the coefficients.
+    """
+    reach = {name: min(most, within / Bohr) for name, most in _REACH.items()}
+    model.set_realspace_cutoff(**{**reach, "cn": _REACH["cn"]})
+
+
 def _boxed(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray]:
     """Positions and cell with all atoms inside along the open directions.
 
@@ -168,5 +207,6 @@ def _boxed(atoms: ase.Atoms) -> tuple[np.ndarray, np.ndarray]:
     return atoms.positions + np.where(opened, 0.5 - middle, 0.0) @ cell, cell
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a package says of a failure, on one line."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.120}"
