@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from cells import measured
 from compare import summarise, with_spread
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ewald_jax.analysis.plots import COLORS, REFERENCE_COLOR, save_figure
 
+SPLITS = ("train", "val", "test")
 METRICS = {"energy_mae": "energy", "forces_mae": "forces"}
 COLUMNS = (
     "data",
@@ -55,13 +58,12 @@ def improvements(
     """
     errors: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in results:
-        # Beside the test split are those of other data sets, called as these are.
-        for name, metrics in row["metrics"].items():
-            if name in ("train", "val") or metric not in metrics:
-                continue
-            data = row["data"] if name == "test" else name
-            key = data, row["model"], row["variant"]
-            errors.setdefault(key, {})[row["seed"]] = metrics[metric]
+        # Beside the splits are other data sets, called as their configs are.
+        others = {k: v for k, v in row["metrics"].items() if k not in SPLITS}
+        for data, metrics in {row["data"]: measured(row), **others}.items():
+            if metric in metrics:
+                key = data, row["model"], row["variant"]
+                errors.setdefault(key, {})[row["seed"]] = metrics[metric]
     found: dict[tuple[str, str, str], Improvement] = {}
     for (data, model, variant), of_seeds in errors.items():
         base = errors.get((data, model, baseline))
@@ -107,13 +109,16 @@ def accuracy_table(
     return COLUMNS, rows
 
 
-def plot_accuracy(results: Sequence[Mapping[str, Any]], baseline: str, path: Path) -> None:
+def plot_accuracy(results: Sequence[Mapping[str, Any]], baseline: str, path: Path) -> bool:
     """Bars of the improvement of every model with every variant; lines are single seeds' range.
 
     Args:
         results: Of cells.
         baseline: Variant that the others are compared with.
-        path: PNG to write.
+        path: PNG to write; removed if there is nothing to draw.
+
+    Returns:
+        Whether there is a picture.
     """
     gains = {metric: improvements(results, baseline, metric) for metric in METRICS}
     panels = [
@@ -122,39 +127,74 @@ def plot_accuracy(results: Sequence[Mapping[str, Any]], baseline: str, path: Pat
         for data in dict.fromkeys(key[0] for key in found)
     ]
     if not panels:
-        return
-    figure = Figure(figsize=(4.6 * len(panels) + 1.0, 3.8), layout="constrained")
-    for axis, (data, metric) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
-    ):
+        path.unlink(missing_ok=True)
+        return False
+    keys = [key[1:] for found in gains.values() for key in found]
+    models = [model for model in dict.fromkeys(m for m, _ in keys) if model != MEAN]
+    models += [MEAN] * any(model == MEAN for model, _ in keys)
+    variants = list(dict.fromkeys(variant for _, variant in keys))
+    # The baseline's color is for none of these.
+    many = len(variants) >= len(COLORS)
+    groups, bars = (variants, models) if many else (models, variants)
+    height = max(3.8, 0.16 * len(groups) * len(bars) + 1) if many else 3.8
+    figure = Figure(figsize=(4.6 * len(panels) + 1.5, height), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (data, metric) in zip(axes, panels, strict=True):
         own = {key[1:]: gain for key, gain in gains[metric].items() if key[0] == data}
-        _draw(axis, own)
+        if many:
+            own = {key[::-1]: gain for key, gain in own.items()}
+        _draw(axis, own, groups, bars, many)
         axis.set_title(f"{data}: {METRICS[metric]}", fontsize=10)
-        axis.set_ylabel(f"error smaller than of {baseline} by (%)")
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    save_figure(figure, path)
-
-
-def _draw(axis: Axes, gains: Mapping[tuple[str, str], Improvement]) -> None:
-    models = list(dict.fromkeys(model for model, _ in gains if model != MEAN))
-    if any(model == MEAN for model, _ in gains):
-        models.append(MEAN)
-    variants = list(dict.fromkeys(variant for _, variant in gains))
-    width = 0.8 / len(variants)
-    for place, variant in enumerate(variants):
-        there = [
-            (x, gains[m, variant]) for x, m in enumerate(models) if (m, variant) in gains
+        label = f"error smaller than of {baseline} by (%)"
+        (axis.set_xlabel if many else axis.set_ylabel)(label)
+    if len(bars) > 1:
+        patches = [
+            Patch(color=_color(place), label=_short(b)) for place, b in enumerate(bars)
         ]
-        at = np.array([x for x, _ in there]) + (place - (len(variants) - 1) / 2) * width
+        figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
+    save_figure(figure, path)
+    return True
+
+
+def _draw(
+    axis: Axes,
+    gains: Mapping[tuple[str, str], Improvement],
+    groups: Sequence[str],
+    bars: Sequence[str],
+    many: bool,
+) -> None:
+    """Bars of each group side by side; of many groups along the axis."""
+    width = 0.8 / len(bars)
+    for place, bar in enumerate(bars):
+        there = [(at, gains[g, bar]) for at, g in enumerate(groups) if (g, bar) in gains]
+        if not there:
+            continue
+        at = np.array([at for at, _ in there]) + (place - (len(bars) - 1) / 2) * width
         value, low, high = (100 * np.array([gain for _, gain in there])).T
-        ends = np.maximum([value - low, high - value], 0)
-        color = COLORS[place % len(COLORS)]
-        axis.bar(at, value, width * 0.92, color=color, label=variant)
-        axis.errorbar(at, value, ends, fmt="none", ecolor=REFERENCE_COLOR, lw=1)
-    axis.axhline(0, color=REFERENCE_COLOR, lw=0.8)
-    axis.set_xticks(range(len(models)), [model.removesuffix("_small") for model in models])
+        ends, style = np.maximum([value - low, high - value], 0), {"fmt": "none", "lw": 1}
+        if many:
+            axis.barh(at, value, width * 0.92, color=_color(place))
+            axis.errorbar(value, at, xerr=ends, ecolor=REFERENCE_COLOR, **style)
+        else:
+            axis.bar(at, value, width * 0.92, color=_color(place))
+            axis.errorbar(at, value, yerr=ends, ecolor=REFERENCE_COLOR, **style)
+    names = [_short(group) for group in groups]
+    if many:
+        axis.axvline(0, color=REFERENCE_COLOR, lw=0.8)
+        axis.set_yticks(range(len(groups)), names, fontsize=8)
+        axis.invert_yaxis()
+    else:
+        axis.axhline(0, color=REFERENCE_COLOR, lw=0.8)
+        axis.set_xticks(range(len(groups)), names)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _color(place: int) -> str:
+    return COLORS[1 + place % (len(COLORS) - 1)]
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_small")
 
 
 def _percent(gain: Improvement | None) -> str:

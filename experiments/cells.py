@@ -5,13 +5,13 @@ where there is one, and overrides. It is trained once: what came out is read the
 training that was interrupted goes on, and one of other settings is refused.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,14 @@ import yaml
 
 from ewald_jax.cli.common import note
 from ewald_jax.config import Config, load_config
-from ewald_jax.train.files import write_json
+from ewald_jax.train.directory import HISTORY
+from ewald_jax.train.files import read_json, write_json
 from ewald_jax.typing import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE / "configs"
@@ -101,6 +107,7 @@ def run_cell(
     overrides: Sequence[str] = (),
     progress: bool = True,
     also: Sequence[str] = (),
+    again: bool = False,
 ) -> dict[str, Any]:
     """Trains one cell, or reads what it gave before.
 
@@ -110,13 +117,15 @@ def run_cell(
         overrides: ``key=value`` for every cell.
         progress: Show it.
         also: Names of more data configs whose test split is measured.
+        again: Do not read what it gave before; a training that is finished is measured again.
 
     Returns:
-        Plain values: the cell, test metrics, parameters, times, config, machine.
+        Plain values: the cell, test metrics, parameters, times, config, machine. Data without
+        a test split have those of the validation split.
 
     Raises:
-        InputError: For a config that does not fit, data that are not there, or a folder with
-            other settings.
+        InputError: For a config that does not fit, data that are not there, a folder with
+            other settings, or one that another process trains in.
         KeyboardInterrupt: If the training was interrupted; run again to go on.
     """
     from ewald_jax.cli.train import run_training
@@ -124,32 +133,72 @@ def run_cell(
 
     config = cell.config(overrides)
     directory = folder / cell.name
-    done = finished(directory / RESULT, config)
+    done = None if again else finished(directory / RESULT, config)
     if done is not None:
         return done
-    for name in (cell.data, *also):
-        check_data(name, cell.config(overrides) if name == cell.data else None)
-    note(f"--- {cell.name}")
-    started = time.perf_counter()
-    result = run_training(config, directory, resume=True, progress=progress)
-    if result.interrupted:
-        raise KeyboardInterrupt
-    metrics = dict(result.metrics)
+    check_data(cell.data, config)
     for name in also:
-        metrics[name] = tested_on(name, directory)
-    values = {
-        **{key: getattr(cell, key) for key in ("data", "model", "variant", "seed")},
-        "metrics": metrics,
-        "parameters": count_parameters(result.params),
-        "steps": result.step,
-        "seconds_per_step": result.seconds_per_step,
-        "seconds": time.perf_counter() - started,
-        "compilations": result.compilations,
-        "machine": machine(),
-        "config": config.to_dict(),
-    }
-    write_json(directory / RESULT, values)
+        check_data(name)
+    note(f"--- {cell.name}")
+    with _alone(folder / f"{cell.name}.lock"):
+        _check_budget(directory, config)
+        result = run_training(config, directory, resume=True, progress=progress)
+        if result.interrupted:
+            raise KeyboardInterrupt
+        metrics = dict(result.metrics)
+        for name in also:
+            metrics[name] = tested_on(name, directory)
+        # Of all sessions: a training may have been interrupted.
+        lines = (directory / HISTORY).read_text().splitlines()
+        seconds = sum(json.loads(line)["seconds"] for line in lines)
+        values = {
+            **{key: getattr(cell, key) for key in ("data", "model", "variant", "seed")},
+            "metrics": metrics,
+            "parameters": count_parameters(result.params),
+            "steps": result.step,
+            "seconds_per_step": result.seconds_per_step or seconds / result.step,
+            "seconds": seconds,
+            "compilations": result.compilations,
+            "machine": machine(),
+            "config": config.to_dict(),
+        }
+        write_json(directory / RESULT, values)
     return values
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Refuses a cell that another process is training, here or on the same file system."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{path.stem} is being trained by another process") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def _check_budget(directory: Path, config: Config) -> None:
+    """Refuses a folder of another budget, which a training alone could be extended to."""
+    path = directory / "config.json"
+    if not path.exists():
+        return
+    theirs, ours = read_json(path)["train"], config.to_dict()["train"]
+    for key in ("epochs", "max_steps"):
+        if theirs[key] != ours[key]:
+            raise InputError(
+                f"{directory} is of another budget: train.{key} is {theirs[key]} there and "
+                f"{ours[key]} here; name another folder"
+            )
+
+
+def measured(result: Mapping[str, Any]) -> Mapping[str, float]:
+    """Metrics of the test split of a result; of the validation split if there is no other."""
+    metrics = result["metrics"]
+    return metrics["test"] if "test" in metrics else metrics["val"]
 
 
 def check_data(name: str, config: Config | None = None) -> None:
@@ -190,13 +239,28 @@ def tested_on(name: str, directory: Path) -> dict[str, float]:
 
 
 def finished(path: Path, config: Config) -> dict[str, Any] | None:
-    """What a file has of a cell, None if it is not there or has that of other settings."""
+    """What a file has of a cell, None if it is not there or has that of other settings.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
     if not path.exists():
         return None
-    values = json.loads(path.read_text())
+    values, then = read_result(path)
+    return values if then == config.to_dict() else None
+
+
+def read_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The result of a cell, and its config as this version would write it.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+        raise InputError(f"{path} is no result of a cell; delete it to compute it again")
     # Settings that are younger than the result had their default values.
-    then = Config.from_dict(values["config"], source=str(path))
-    return values if then.to_dict() == config.to_dict() else None
+    return values, Config.from_dict(values["config"], source=str(path)).to_dict()
 
 
 def machine() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from cells import CONFIGS, HERE, Cell, run_cell
+from cells import CONFIGS, HERE, Cell, measured, run_cell
 
 from ewald_jax.cli.common import command, note, print_table
 from ewald_jax.train.files import write_json
@@ -32,7 +32,8 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for result in results:
         for name in ("test", *_tested_too(result)):
             data = result["data"] if name == "test" else name
-            test = {**result, "test": result["metrics"][name]}
+            metrics = measured(result) if name == "test" else result["metrics"][name]
+            test = {**result, "test": metrics}
             groups.setdefault((data, result["model"], result["variant"]), []).append(test)
     rows, first = [], {}
     for (data, model, variant), group in sorted(groups.items(), key=_place(groups)):

@@ -12,17 +12,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import typer
 from accuracy import accuracy_table
 from cells import HERE
 from compare import COLUMNS, summarise, table_rows
 from hours_table import hours_table
 from long_range_table import long_range_table
 from precision import precision_table
-from studies import load_study, study_names
+from studies import load_study, result_of, result_path, study_names
 from tables import markdown as _markdown
 from tables import spread as _spread
 from tables import variant_name
 
+from ewald_jax.cli.common import command
 from ewald_jax.cli.measuring import in_words
 
 READMES = (HERE / "README.md", HERE.parent / "README.md")
@@ -46,18 +48,21 @@ def markdown_table(study: Mapping[str, Any]) -> str:
 
 def study_table(name: str) -> str | None:
     """The table of a study of ``configs/study``; None without results."""
-    study, order = load_study(name), {}
-    for place, cell in enumerate(study.cells()):
-        order[cell.name] = place
-    paths = [p for p in (HERE / "results" / name).glob("*.json") if p.stem in order]
-    if not paths:
+    study, results = load_study(name), HERE / "results"
+    every = study.cells()
+    found = [
+        result_of(result_path(results, name, cell), cell, study.also) for cell in every
+    ]
+    cells = [result for result in found if result is not None]
+    if not cells:
         return None
-    cells = [json.loads(p.read_text()) for p in sorted(paths, key=lambda p: order[p.stem])]
-    machine = cells[0]["machine"]
+    machines = dict.fromkeys(
+        f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells
+    )
     note = (
-        f"{len(cells)} of {len(order)} cells. Test errors, mean ± standard deviation over "
+        f"{len(cells)} of {len(every)} cells. Test errors, mean ± standard deviation over "
         "seeds; smaller than the baseline's of the same seeds, and for means over models from "
-        f"the least to the most; {machine['cores']} cores of {machine['processor']}."
+        f"the least to the most; {'; '.join(machines)}."
     )
     columns, rows = accuracy_table(cells, study.baseline)
     return _markdown(columns, rows, note)
@@ -227,6 +232,7 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
+@command
 def main() -> None:
     """Fills the READMEs."""
     studies = {
@@ -260,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

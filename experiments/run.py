@@ -11,6 +11,7 @@ cell that fails does not stop the others. ``experiments/report.py`` puts the tab
 ``experiments/README.md``.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,9 +19,10 @@ from typing import Annotated
 import typer
 import yaml
 from accuracy import accuracy_table, plot_accuracy
-from cells import HERE, RESULT, Cell, check_data, run_cell
+from cells import HERE, Cell, check_data, run_cell
 from runner import DONE, FAILED, Job, run_local, submit
 from studies import Study, chosen, load_study, result_of, result_path
+from tables import markdown
 
 from ewald_jax.cli.common import command, note, print_table
 from ewald_jax.train.files import write_json, write_text
@@ -58,40 +60,47 @@ def main(
     for each in cells:
         each.config()  # everything that does not fit is said before anything runs
     if cell:
-        train_cell(described, name, next(c for c in cells if c.name == cell), runs, results)
+        train_cell(described, name, _named(cells, cell), runs, results)
         return
     wanted = chosen(cells, only or (), seed or ())
-    missing = [c for c in wanted if result_of(result_path(results, name, c), c) is None]
+    found = {c: result_of(result_path(results, name, c), c, described.also) for c in cells}
+    missing = [c for c in wanted if found[c] is None]
     note(f"{name}: {described.about}")
+    if show:
+        states = [(c.name, "done" if found[c] is not None else "missing") for c in wanted]
+        print_table("", ("cell", "state"), states)
     note(f"{len(wanted) - len(missing)} of {len(wanted)} cells have a result")
-    failed = []
-    if missing and not show:
+    if show:
+        return
+    if missing:
         for data in dict.fromkeys(c.data for c in missing):
             check_data(data, next(c for c in missing if c.data == data).config())
+        for data in described.also:
+            check_data(data)
+        _check_writable(results / name)
         jobs = [_job(c, study, name, overrides or (), runs, results) for c in missing]
         if slurm is not None:
             settings = _settings(slurm)
-            for job, number in submit(jobs, runs / name / "cluster", settings):
-                note(f"job {number}: {job}")
+            for job, submitted in submit(jobs, runs / name / "cluster", settings):
+                note(f"job {submitted.job_id}: {job}")
             return
-        devices = [part for part in gpus.split(",") if part]
-        run_local(jobs, len(devices) or min(workers, len(jobs)), devices)
-        failed = [job for job in jobs if job.state == FAILED]
-        stopped = [job for job in jobs if job.state not in (DONE, FAILED)]
-        if stopped:
-            raise KeyboardInterrupt(f"interrupted: {len(stopped)} cells are left")
+        devices = _devices(gpus, workers)
+        try:
+            run_local(jobs, len(devices) or min(workers, len(jobs)), devices)
+        except KeyboardInterrupt:
+            _note_failures(jobs)
+            left = sum(job.state != DONE for job in jobs)
+            raise KeyboardInterrupt(f"interrupted: {left} cells are left") from None
+        failed = _note_failures(jobs)
     summarised(described, name, cells, results)
-    for job in failed:
-        note(f"failed: {job.name}: {job.reason} ({job.log})")
-    if failed:
+    if missing and failed:
         raise typer.Exit(1)
 
 
 def train_cell(study: Study, name: str, cell: Cell, runs: Path, results: Path) -> None:
     """Trains one cell in this process, and keeps its result."""
     # Without a result in `results` it is to be computed, whatever the run folder says.
-    (runs / name / cell.name / RESULT).unlink(missing_ok=True)
-    values = run_cell(cell, runs / name, also=study.also)
+    values = run_cell(cell, runs / name, also=study.also, again=True)
     path = result_path(results, name, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, values)
@@ -99,18 +108,52 @@ def train_cell(study: Study, name: str, cell: Cell, runs: Path, results: Path) -
 
 def summarised(study: Study, name: str, cells: list[Cell], results: Path) -> None:
     """Prints the table of what there is; writes it and the picture beside the results."""
-    found = [result_of(result_path(results, name, cell), cell) for cell in cells]
+    found = [
+        result_of(result_path(results, name, cell), cell, study.also) for cell in cells
+    ]
     done = [values for values in found if values is not None]
     if not done:
         return
     columns, rows = accuracy_table(done, study.baseline)
-    print_table(f"{name}, {len(done)} of {len(cells)} cells", columns, rows)
-    lines = [
-        "| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)
-    ]
-    write_text(results / name / "table.md", "\n".join(lines) + "\n")
-    plot_accuracy(done, study.baseline, results / name / "improvement.png")
-    note(f"results, table.md and improvement.png are in {results / name}")
+    title = f"{name}, {len(done)} of {len(cells)} cells"
+    print_table(title, columns, rows)
+    write_text(results / name / "table.md", markdown(columns, rows, title) + "\n")
+    drawn = plot_accuracy(done, study.baseline, results / name / "improvement.png")
+    note(
+        f"results, table.md{' and improvement.png' if drawn else ''} are in {results / name}"
+    )
+
+
+def _named(cells: list[Cell], name: str) -> Cell:
+    for cell in cells:
+        if cell.name == name:
+            return cell
+    raise InputError(f"the study has no cell {name!r} any more")
+
+
+def _note_failures(jobs: list[Job]) -> int:
+    failed = [job for job in jobs if job.state == FAILED]
+    for job in failed:
+        note(f"failed: {job.name}: {job.reason} ({job.log})")
+    return len(failed)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of training, not after them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} cannot be written to")
+
+
+def _devices(gpus: str, workers: int) -> list[str]:
+    devices = [part.strip() for part in gpus.split(",")] if gpus else []
+    if "" in devices or len(set(devices)) < len(devices):
+        raise InputError(f"--gpus {gpus!r}: expected different devices, such as 0,1")
+    if devices and workers not in (1, len(devices)):
+        raise InputError(
+            f"--gpus {gpus} and --workers {workers}: expected one process each"
+        )
+    return devices
 
 
 def _job(
@@ -133,7 +176,10 @@ def _settings(slurm: list[str]) -> dict:
             raise InputError(
                 f"--slurm {text!r}: expected KEY=VALUE, such as timeout_min=600"
             )
-        settings[key] = yaml.safe_load(value)
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--slurm {text!r}: the value is not YAML") from None
     return settings
 
 

@@ -33,6 +33,8 @@ class Job:
         state: `WAITING`, `RUNNING`, `DONE`, `FAILED` or `STOPPED`.
         seconds: That it has run.
         reason: Last line that a failed one printed.
+        process: While it runs.
+        started: When, of `time.perf_counter`.
     """
 
     name: str
@@ -42,14 +44,16 @@ class Job:
     state: str = WAITING
     seconds: float = 0.0
     reason: str = ""
+    process: subprocess.Popen | None = None
+    started: float = 0.0
 
     def progress(self) -> str:
         """What the last epoch said."""
         if self.state == FAILED:
             return self.reason
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        with contextlib.suppress(IndexError, KeyError, json.JSONDecodeError):
-            last = json.loads(lines[-1])
+        # Written by another process, and only to be looked at.
+        with contextlib.suppress(OSError, IndexError, KeyError, TypeError, ValueError):
+            last = json.loads(self.metrics.read_text().splitlines()[-1])
             return f"step {last['step']}, validation loss {last['val_loss']:.4g}"
         return ""
 
@@ -68,31 +72,30 @@ def run_local(
     Raises:
         KeyboardInterrupt: If interrupted, when every process has stopped.
     """
-    places: list[tuple[Job, subprocess.Popen, float] | None] = [None] * workers
+    places: list[Job | None] = [None] * workers
     cores = _shares(workers) if not gpus else [None] * workers
     waiting = list(jobs)
     with _shown(jobs) as show:
         try:
             while waiting or any(places):
-                for place, taken in enumerate(places):
-                    if taken is not None and _over(*taken):
-                        show(taken[0])
-                        places[place] = taken = None
-                    if taken is None and waiting:
-                        job = waiting.pop(0)
-                        process = _start(job, cores[place], gpus[place] if gpus else None)
-                        places[place] = job, process, time.perf_counter()
+                for place, job in enumerate(places):
+                    if job is not None and _over(job):
+                        show(job)
+                        places[place] = job = None
+                    if job is None and waiting:
+                        places[place] = job = waiting.pop(0)
+                        _start(job, cores[place], gpus[place] if gpus else None)
                         show(job)
                 show(None)
                 time.sleep(interval)
         except BaseException:
-            _stop([taken for taken in places if taken is not None])
+            _stop([job for job in jobs if job.state == RUNNING])
             raise
 
 
 def submit(
     jobs: Sequence[Job], folder: Path, settings: Mapping[str, Any]
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, Any]]:
     """Hands all jobs to a cluster through submitit.
 
     Args:
@@ -102,7 +105,7 @@ def submit(
             ``slurm_partition``; ``cluster`` chooses the kind (``slurm``; ``local`` to try).
 
     Returns:
-        Names of the cells and identifiers of the jobs.
+        Names of the cells and submitit's jobs.
 
     Raises:
         InputError: If submitit is missing, there is no cluster, or it refuses a setting.
@@ -122,22 +125,27 @@ def submit(
         raise InputError(
             f"--slurm: submitit says: {' '.join(str(error).split())}"
         ) from error
-    with executor.batch():
-        found = [
-            executor.submit(submitit.helpers.CommandFunction(list(job.command)))
-            for job in jobs
-        ]
-    return [(job.name, one.job_id) for job, one in zip(jobs, found, strict=True)]
+    try:
+        with executor.batch():
+            found = [
+                executor.submit(submitit.helpers.CommandFunction(list(job.command)))
+                for job in jobs
+            ]
+    except (OSError, RuntimeError, submitit.core.utils.FailedJobError) as error:
+        raise InputError(
+            f"--slurm: submitit says: {' '.join(str(error).split())}"
+        ) from error
+    return [(job.name, one) for job, one in zip(jobs, found, strict=True)]
 
 
-def _start(job: Job, cores: set[int] | None, gpu: str | None) -> subprocess.Popen:
+def _start(job: Job, cores: set[int] | None, gpu: str | None) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    job.state = RUNNING
+    job.state, job.started = RUNNING, time.perf_counter()
     with job.log.open("w") as log, _on_cores(cores):
-        return subprocess.Popen(
+        job.process = subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -162,36 +170,36 @@ def _on_cores(cores: set[int] | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _over(job: Job, process: subprocess.Popen, started: float) -> bool:
-    job.seconds = time.perf_counter() - started
-    code = process.poll()
+def _over(job: Job) -> bool:
+    job.seconds = time.perf_counter() - job.started
+    code = job.process.poll()
     if code is None:
         return False
-    job.state = {0: DONE, INTERRUPTED: STOPPED}.get(code, FAILED)
+    stopped = {INTERRUPTED: STOPPED, -signal.SIGINT: STOPPED}
+    job.state = {0: DONE, **stopped}.get(code, FAILED)
     if job.state == FAILED:
         lines = [line for line in job.log.read_text().splitlines() if line.strip()]
         job.reason = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
         if code < 0:
-            job.reason = (
-                f"ended by {signal.Signals(-code).name}, perhaps for want of memory"
-            )
+            why = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+            job.reason = f"ended by {signal.Signals(-code).name}{why}"
     return True
 
 
-def _stop(running: Sequence[tuple[Job, subprocess.Popen, float]]) -> None:
-    if running:
-        note(
-            f"{len(running)} trainings finish their step and save; the next Ctrl-C kills them"
-        )
-    for _, process, _ in running:
-        process.send_signal(signal.SIGINT)
+def _stop(running: Sequence[Job]) -> None:
+    """Tells processes to save and stop, and waits; when interrupted again, kills them."""
+    running = [job for job in running if job.process is not None]
     try:
-        for job, process, started in running:
-            process.wait()
-            _over(job, process, started)
+        for job in running:
+            job.process.send_signal(signal.SIGINT)
+        if running:
+            note(f"{len(running)} trainings save and stop; the next Ctrl-C kills them")
+        for job in running:
+            job.process.wait()
+            _over(job)
     except KeyboardInterrupt:
-        for _, process, _ in running:
-            process.kill()
+        for job in running:
+            job.process.kill()
         raise
 
 

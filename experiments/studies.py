@@ -6,13 +6,13 @@ seeds, in the order of the seeds, so that a study that is stopped has whole tabl
 
 import dataclasses
 import difflib
-import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import CONFIGS, Cell, config_path, finished
+from cells import CONFIGS, Cell, config_path, read_result
 
 from ewald_jax.checked import Sources, construct, flatten
 from ewald_jax.typing import InputError
@@ -47,6 +47,14 @@ class VariantEntry:
     source: str = ""
     set: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        """Refuses no seeds, and negative ones."""
+        if isinstance(self.seeds, int):
+            if self.seeds < 1:
+                raise InputError(f"seeds must be at least 1, not {self.seeds}")
+        elif not self.seeds or min(self.seeds) < 0:
+            raise InputError(f"seeds must be numbers from 0, not {list(self.seeds)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -68,6 +76,17 @@ class Study:
     also: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        """Refuses a study without cells, and variants whose names are no names of files."""
+        for name in ("data", "models", "variants"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty, expected at least one")
+        for name in self.variants:
+            if not re.fullmatch(r"[\w.+-]+", name):
+                raise InputError(
+                    f"variants has {name!r}, expected letters, digits, . _ + -"
+                )
+
     @property
     def baseline(self) -> str:
         """The first variant."""
@@ -79,6 +98,10 @@ class Study:
         Raises:
             InputError: For an unknown model, variant or data set, or a seed given twice.
         """
+        if any(text.startswith("train.seed=") for text in (*self.set, *overrides)):
+            raise InputError(
+                "train.seed is the cell's; choose seeds in the study or by --seed"
+            )
         found = sorted(self._cells(tuple(overrides)), key=lambda pair: pair[0])
         names = [cell.name for _, cell in found]
         for name in names:
@@ -124,7 +147,7 @@ def load_study(name: str) -> Study:
         raise InputError(f"{path} does not exist, expected a file of a study")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     known = [f"study.{field.name}" for field in dataclasses.fields(Study)]
     sources = Sources({"study": str(path)}, tuple(known))
@@ -141,30 +164,24 @@ def result_path(results: Path, study: str, cell: Cell) -> Path:
     return results / study / f"{cell.name}.json"
 
 
-def result_of(path: Path, cell: Cell) -> dict[str, Any] | None:
-    """The result of a cell, None if there is none yet.
+def result_of(path: Path, cell: Cell, also: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The result of a cell, None if there is none yet, or none on one of the sets `also`.
 
     Raises:
-        InputError: If the file has the result of other settings.
+        InputError: If the file is damaged, or has the result of other settings.
     """
     if not path.exists():
         return None
-    config = cell.config()
-    found = finished(path, config)
-    if found is None:
-        theirs, ours = json.loads(path.read_text())["config"], config.to_dict()
-        differ = sorted(
-            {
-                key
-                for key in (*flatten(theirs), *flatten(ours))
-                if _at(theirs, key) != _at(ours, key)
-            }
-        )
+    values, theirs = read_result(path)
+    ours = cell.config().to_dict()
+    if theirs != ours:
+        keys = sorted({*flatten(theirs), *flatten(ours)})
+        differ = ", ".join(key for key in keys if _at(theirs, key) != _at(ours, key))
         raise InputError(
-            f"{path} has the result of other settings ({', '.join(differ)}); delete it to "
-            "compute it again, or name another folder by --results"
+            f"{path} has the result of other settings ({differ}); delete it to compute it "
+            "again, or name another folder by --results"
         )
-    return found
+    return values if set(also) <= set(values["metrics"]) else None
 
 
 def chosen(cells: Sequence[Cell], parts: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

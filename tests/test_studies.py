@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -103,6 +104,11 @@ def test_settings_of_a_model_with_a_variant_come_last(scripts, tmp_path):
         ({"variants": {"voxels": {"seeds": 1}}}, "did you mean 'voxel'?"),
         ({"data": ["dimer"]}, "there is no data 'dimer'"),
         ({"modells": {}}, "did you mean 'study.models'?"),
+        ({"variants": {"baseline": {"seeds": 0}}}, "seeds must be at least 1"),
+        ({"variants": {"baseline": {"seeds": [-1]}}}, "seeds must be numbers from 0"),
+        ({"variants": {}}, "variants is empty"),
+        ({"variants": {"a/b": {"seeds": 1}}}, "expected letters, digits"),
+        ({"set": ["train.seed=3"]}, "train.seed is the cell's"),
         ({"models": {"schnet_small": {"without": ["x"]}}}, "the study has no variant 'x'"),
     ],
 )
@@ -180,8 +186,10 @@ def test_pictures_of_a_study(scripts, tmp_path):
     ]
     scripts["accuracy"].plot_accuracy(done, "baseline", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    scripts["accuracy"].plot_accuracy(done[:1], "baseline", tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+    assert not scripts["accuracy"].plot_accuracy(done[:1], "baseline", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+    many = [result("d", "a", f"v{n}", 0, 1 - n / 20) for n in range(12)]
+    assert scripts["accuracy"].plot_accuracy(many, "v0", tmp_path / "many.png")
 
 
 def test_failures_are_collected_and_the_others_run(scripts, tmp_path, capfd):
@@ -240,6 +248,9 @@ def test_interruption_reaches_every_process(scripts, tmp_path, monkeypatch):
 def test_progress_is_the_last_epoch(scripts, tmp_path):
     job = scripts["runner"].Job("x", [], tmp_path / "log", tmp_path / "metrics.jsonl")
     assert job.progress() == ""
+    for unreadable in ('{"val_loss": null, "step": 1}', "[]", "{"):
+        job.metrics.write_text(unreadable)
+        assert job.progress() == ""
     lines = [{"step": 5, "val_loss": 2.0}, {"step": 10, "val_loss": 0.51234}]
     job.metrics.write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert job.progress() == "step 10, validation loss 0.5123"
@@ -250,14 +261,65 @@ def test_cluster_jobs_go_through_submitit(scripts, tmp_path):
     runner = scripts["runner"]
     program = f"open({str(tmp_path / 'ran')!r}, 'w').write('yes')"
     job = runner.Job("x", [sys.executable, "-c", program], tmp_path / "l", tmp_path / "m")
-    submitted = runner.submit([job], tmp_path / "cluster", {"cluster": "debug"})
-    assert submitted[0][0] == "x" and submitted[0][1]
+    # In a process of its own: submitit leaves files open.
+    program = (
+        "import pathlib, runner\n"
+        f"job = runner.Job('x', {job.command!r}, None, None)\n"
+        f"folder = pathlib.Path({str(tmp_path / 'cluster')!r})\n"
+        "[(name, job)] = runner.submit([job], folder, {'cluster': 'debug'})\n"
+        "job.result()"
+    )
+    folder = REPOSITORY / "experiments"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
+    assert (tmp_path / "ran").read_text() == "yes"
     with pytest.raises(InputError, match="--slurm: submitit says"):
         runner.submit([job], tmp_path / "cluster", {"cluster": "debug", "no_such_thing": 1})
 
 
+def test_damaged_and_incomplete_results(scripts, tmp_path):
+    studies = scripts["studies"]
+    cell = studies.load_study(written(tmp_path / "s.yaml")).cells()[0]
+    path = tmp_path / "r.json"
+    values = {"config": cell.config().to_dict(), "metrics": {"test": {}}}
+    for text in ("{", "[]", '{"config": 3}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="r.json"):
+            studies.result_of(path, cell)
+    path.write_text(json.dumps(values))
+    assert studies.result_of(path, cell) == values
+    assert studies.result_of(path, cell, ["sapt10k_charged"]) is None
+    values["config"]["train"]["epochs"] = 99
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"other settings \(train.epochs\)"):
+        studies.result_of(path, cell)
+
+
+def test_data_without_a_test_split_are_validated(scripts):
+    done = [result("d", "a", v, 0, e) for v, e in (("baseline", 2.0), ("voxel", 1.0))]
+    for row in done:
+        del row["metrics"]["test"]
+    _, rows = scripts["accuracy"].accuracy_table(done, "baseline")
+    assert rows[1][4:6] == ["1000.0", "50 %"]
+
+
+def test_folders_of_another_budget_and_cells_in_training(scripts, tmp_path):
+    cells = scripts["cells"]
+    cell = cells.Cell("dimers", "schnet_small", "baseline", 0)
+    config = cell.config(["optim.schedule=step", "optim.milestones=[1]"])
+    (tmp_path / cell.name).mkdir()
+    (tmp_path / cell.name / "config.json").write_text(json.dumps(config.to_dict()))
+    other = ["optim.schedule=step", "optim.milestones=[1]", "train.epochs=77"]
+    with pytest.raises(InputError, match="another budget: train.epochs is 10 there and 77"):
+        cells.run_cell(cell, tmp_path, other, progress=False)
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / f"{cell.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="is being trained by another process"):
+            cells.run_cell(cell, tmp_path, progress=False)
+
+
 @pytest.mark.configs
-def test_a_deleted_result_is_computed_again_alone(scripts, tmp_path, monkeypatch):
+def test_a_deleted_result_is_computed_again_alone(scripts, tmp_path):
     run = scripts["run"]
     tiny = [
         "data.limit=500",

@@ -19,6 +19,8 @@ ADDED = {
     "data.statistics.fit_on": "train",
     "train.members": 1,
     "model.precision": "float32",
+    "model.ewald.blocks": None,
+    "model.ewald.zero_k": False,
 }
 """Settings that runs of earlier versions do not name, and what they did."""
 
