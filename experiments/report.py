@@ -37,11 +37,12 @@ def markdown_table(study: Mapping[str, Any]) -> str:
     rows = [COLUMNS, ["---"] * len(COLUMNS), *table_rows(summarise(study["cells"]))]
     lines = ["| " + " | ".join(row[place] for place in shown) + " |" for row in rows]
     machine = study["cells"][0]["machine"]
+    versions = ", ".join(sorted({cell["machine"]["jax"] for cell in study["cells"]}))
     overrides = " ".join(f"`{text}`" for text in study["overrides"])
     lines += [
         "",
         f"Test errors, mean ± standard deviation over seeds; {machine['cores']} cores of "
-        f"{machine['processor']}, JAX {machine['jax']}{overrides and '; with ' + overrides}.",
+        f"{machine['processor']}, JAX {versions}{overrides and '; with ' + overrides}.",
     ]
     return "\n".join(lines)
 
