@@ -108,21 +108,16 @@ def known_split(frames: Sequence[ase.Atoms], seed: int = 4) -> dict[str, list[as
     names = sorted(elements)
     order = [names[place] for place in np.random.default_rng(seed).permutation(len(names))]
     parts: dict[str, list[str]] = {"test": [], "val": []}
-    train = set(names)
+    train, apart = set(names), set()
     for part, share in (("test", 0.2), ("val", 0.1)):
         for name in order:
             if name not in train or len(parts[part]) >= round(share * len(names)):
                 continue
-            if elements[name] <= set().union(
-                *(elements[other] for other in train - {name})
-            ):
-                # Those already set apart must be known, too.
+            left = set().union(*(elements[other] for other in train - {name}))
+            if apart | elements[name] <= left:
+                parts[part].append(name)
                 train.remove(name)
-                apart = set().union(*(elements[n] for ns in parts.values() for n in ns))
-                if apart <= set().union(*(elements[other] for other in train)):
-                    parts[part].append(name)
-                else:
-                    train.add(name)
+                apart |= elements[name]
     sets = {"train": sorted(train), **parts}
     return {k: [a for a in frames if a.info["system"] in v] for k, v in sets.items()}
 
@@ -133,19 +128,23 @@ def main(
     output: Annotated[Path, typer.Option(help="Where the files go.")] = Path("runs/data"),
     stride: Annotated[int, typer.Option(min=1, help="Of OC20, every so many frames.")] = 4,
 ) -> None:
-    """Write the files of both."""
-    for path in (SAPT, *OC20):
-        if not (folder / path).exists():
-            raise InputError(f"{folder / path} is not there; see the top of this script")
+    """Write the files of those sets that are in FOLDER."""
+    written = []
     output.mkdir(parents=True, exist_ok=True)
-    sizes = write_sapt10k(folder / SAPT, output)
-    frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
-    ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
+    if (folder / SAPT).exists():
+        written.append(f"sapt10k {write_sapt10k(folder / SAPT, output)}")
+    if all((folder / path).exists() for path in OC20):
+        frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
+        ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
+        for name, part in known_split(frames).items():
+            ase.io.write(output / f"oc20_known_{name}.extxyz", part, format="extxyz")
+        written.append(f"oc20_frames {len(frames)}")
     if (folder / QM7X).exists():
         write_qm7x(folder / QM7X, output)
-    for name, part in known_split(frames).items():
-        ase.io.write(output / f"oc20_known_{name}.extxyz", part, format="extxyz")
-    note(f"in {output}: sapt10k {sizes}, oc20_frames {len(frames)}")
+        written.append("qm7x")
+    if not written:
+        raise InputError(f"{folder} has neither {SAPT} nor {' and '.join(OC20)} nor {QM7X}")
+    note(f"in {output}: {', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from structures import generic_molecule
+from structures import generic_crystal, generic_molecule
 
 import ewald_jax
 from ewald_jax.models import MODELS, SchNet, model_to_config
@@ -371,11 +371,17 @@ def test_ewald_messages_beside_some_interactions_only(key):
         SchNet(num_interactions=3, ewald=EwaldConfig(blocks=(3,)))
 
 
-@pytest.mark.parametrize("scheme", ["lattice", "voxel"])
-def test_k_zero_sends_the_sum_of_the_features(scheme):
-    """Its phase is one everywhere, and the filter that it alone has acts on the sum."""
-    without, having = (host_kvecs(EwaldConfig(scheme, zero_k=z)) for z in (False, True))
-    np.testing.assert_array_equal(having[1:], without)
-    assert not having[0].any() and having.dtype == without.dtype
+def test_k_zero_has_the_phase_one():
+    """So that its part of the message is its filter times the sum of the features."""
+    for scheme in ("lattice", "voxel"):
+        without, having = (host_kvecs(EwaldConfig(scheme, zero_k=z)) for z in (False, True))
+        np.testing.assert_array_equal(having[1:], without)
+        assert not having[0].any() and having.dtype == without.dtype
+    config = EwaldConfig("lattice", num_k=(1, 1, 1), zero_k=True)
+    batch = ewald_jax.batch_from_atoms([generic_crystal()], SchNet(ewald=config), pad=False)
+    cosines, sines = jnp.split(kspace_geometry(config, batch).phases[0], 2, axis=-1)
+    np.testing.assert_array_equal(cosines[:, 0], 1)
+    np.testing.assert_array_equal(sines[:, 0], 0)
+    assert np.ptp(cosines[:, 1]) > 0.1
     with pytest.raises(InputError, match="radial always has k = 0"):
         EwaldConfig("radial", zero_k=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import ase
 import numpy as np
 import pytest
 import yaml
@@ -22,11 +23,12 @@ def scripts(monkeypatch):
     before = set(sys.modules)
     import accuracy
     import cells
+    import prepare
     import run
     import runner
     import studies
 
-    yield {m.__name__: m for m in (accuracy, cells, run, runner, studies)}
+    yield {m.__name__: m for m in (accuracy, cells, prepare, run, runner, studies)}
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(
             str(REPOSITORY / "experiments")
@@ -138,6 +140,34 @@ def test_every_data_set_from_elsewhere_has_a_source(scripts):
         if "runs/data/" in path.read_text()
     }
     assert elsewhere <= set(sources)
+
+
+def test_systems_apart_have_no_unknown_elements(scripts):
+    formulas = ["AuO", "AuH", "PtO", "PtH", "CuH", "CuO", "ZnO", "AuCu", "PtCu", "OH"]
+    frames = [ase.Atoms(text, info={"system": text}) for text in formulas for _ in range(3)]
+    parts = scripts["prepare"].known_split(frames, seed=0)
+    systems = {part: {atoms.info["system"] for atoms in of} for part, of in parts.items()}
+    assert {part: len(of) for part, of in systems.items()} == {
+        "train": 7,
+        "test": 2,
+        "val": 1,
+    }
+    assert sum(map(len, parts.values())) == len(frames)
+    known = {n for atoms in parts["train"] for n in atoms.numbers}
+    assert {n for part in ("test", "val") for a in parts[part] for n in a.numbers} <= known
+    assert "ZnO" in systems["train"]
+
+
+def test_conformations_of_a_molecule_have_its_number(scripts, tmp_path):
+    z = np.repeat([[6, 1, 1], [8, 1, 0]], 10, axis=0)
+    np.savez(tmp_path / "a.npz", z=z, E=np.arange(20.0))
+    scripts["prepare"].write_qm7x(tmp_path / "a.npz", tmp_path)
+    made = np.load(tmp_path / "qm7x_2500.npz", allow_pickle=False)
+    assert made["molecule"].tolist() == [0] * 10 + [1] * 10
+    np.testing.assert_array_equal(made["E"], np.arange(20.0))
+    np.savez(tmp_path / "a.npz", z=z[5:], E=np.arange(15.0))
+    with pytest.raises(InputError, match="expected ten conformations"):
+        scripts["prepare"].write_qm7x(tmp_path / "a.npz", tmp_path)
 
 
 def result(data, model, variant, seed, energy, forces=None, charged=None):
