@@ -5,8 +5,9 @@
 For each model one process, `ewald-jax benchmark step`, on the shapes of SAPT10k (32 molecules
 of 17 atoms, energies only), and one on those of OC20 (8 slabs of 66 atoms, with forces):
 baseline, larger embeddings, larger cutoff, atom-to-atom block, the paper's scheme and radial
-take turns within it. Writes ``results/costs_*.json``, keeps those that are complete, and
-draws ``results/costs_molecules.png`` and ``results/costs_slabs.png`` from them.
+take turns within it. Writes ``results/costs_*.json``, keeps those that have all variants
+(delete one to measure it again), and draws ``results/costs_molecules.png`` and
+``results/costs_slabs.png`` from them.
 
 The processes keep the memory that they have once had. By default glibc gets blocks of more than
 32 MB from the system page by page at each call, which doubles the time of some of these small

@@ -2,13 +2,13 @@
 
     python experiments/long_range.py STUDY --contribution disp --contribution elst
 
-STUDY is one that ``experiments/compare.py`` has trained into ``runs/STUDY``. The structures of
-each test split are sorted by the size of a contribution to their energy, computed here (d3, d4,
-charges) or taken from the data (the SAPT components elst, exch, ind, disp), and each variant is
-compared with the baseline in bins of equal count. Errors of single structures are kept in the
-folders of the runs. Where the study also has the data without dispersion (sapt10k_less_disp
-beside sapt10k, oe62_d3 beside oe62), their runs stand in the same bins: with the paper's
-"cheating" baseline, which need not learn it.
+STUDY is one that ``run.py`` or ``compare.py`` has trained into ``runs/STUDY``. The structures
+of each test split are sorted by the size of a contribution to their energy, computed here (d3,
+d4, charges) or taken from the data (the SAPT components elst, exch, ind, disp), and each
+variant is compared with the baseline in bins of equal count. Errors of single structures are
+kept in the folders of the runs. Where the study, or one named with ``--beside``, also has the
+data without dispersion (sapt10k_less_disp beside sapt10k, oe62_d3 beside oe62), their runs
+stand in the same bins: with the paper's "cheating" baseline, which need not learn it.
 
 Writes ``results/long_range_STUDY.json`` and ``.png``; ``experiments/report.py`` has the table.
 """
@@ -23,7 +23,15 @@ import numpy as np
 import typer
 from cells import HERE
 from long_range_table import in_words, long_range_columns, long_range_rows
-from study_runs import Run, find_runs, run_errors, structures_with_info, tested, unfinished
+from study_runs import (
+    Run,
+    check_alike,
+    find_runs,
+    run_errors,
+    structures_with_info,
+    tested,
+    unfinished,
+)
 
 from ewald_jax.analysis.long_range import KINDS, long_range_contributions
 from ewald_jax.analysis.long_range_bins import (
@@ -184,7 +192,10 @@ def _check_same(
 
 @command
 def main(
-    study: Annotated[str, typer.Argument(help="Name of a study of compare.py.")],
+    study: Annotated[str, typer.Argument(help="Name of a study.")],
+    beside: Annotated[
+        list[str] | None, typer.Option(help="More studies, whose runs stand beside these.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where its runs are.")] = Path("runs"),
     contribution: Annotated[
         list[str] | None,
@@ -200,9 +211,12 @@ def main(
 ) -> None:
     """Compare in bins, write the numbers and the picture, print the table."""
     kinds = list(dict.fromkeys(_kind(text, beyond) for text in contribution or ["d3"]))
-    found = find_runs(runs / study)
-    for name in unfinished(runs / study):
-        note(f"{name} is not finished and left out")
+    found = []
+    for name in (study, *(beside or ())):
+        found += find_runs(runs / name)
+        for run in unfinished(runs / name):
+            note(f"{run} is not finished and left out")
+    check_alike(found)
     tables = compared(found, kinds, baseline, bins, samples)
     values = as_json(tables, study=study, baseline=baseline, samples=samples)
     results.mkdir(parents=True, exist_ok=True)

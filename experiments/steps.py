@@ -17,6 +17,8 @@ from pathlib import Path
 
 from cells import HERE, variant_path
 
+from ewald_jax.cli.common import command
+from ewald_jax.train.files import write_text
 from ewald_jax.typing import InputError
 
 MODELS = ("schnet", "painn", "dimenetpp", "gemnet_t")
@@ -58,24 +60,27 @@ def measure(
         variants: Beside the baseline; those that the model has no file for are left out.
         *options: Of `ewald-jax benchmark step`.
         **environment: Variables of the process, besides those of this one.
+
+    Raises:
+        InputError: If the benchmark fails; what it said is above. Nothing is written then.
     """
     if not all(part in name for part in sys.argv[1:]):
         return
     config, program = HERE / "configs", Path(sys.executable).with_name("ewald-jax")
     paths = variant_files(model, ("baseline", *variants)).values()
-    command = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *options]
+    words = [program, "benchmark", "step", config / "model" / f"{model}.yaml", *options]
     for path in paths:
-        command += ["--variant", path]
+        words += ["--variant", path]
     sys.stderr.write(f"{name}\n")
     done = subprocess.run(
-        [*command, "--json"],
-        check=True,
-        stdout=subprocess.PIPE,
-        env=os.environ | environment,
+        [*words, "--json"], stdout=subprocess.PIPE, text=True, env=os.environ | environment
     )
-    (HERE / "results" / f"{name}.json").write_bytes(done.stdout)
+    if done.returncode:
+        raise InputError(f"{name}: the benchmark ended with exit code {done.returncode}")
+    write_text(HERE / "results" / f"{name}.json", done.stdout)
 
 
+@command
 def main() -> None:
     """Small sizes with forces, then the published ones as trained, and with forces."""
     for model in MODELS:

@@ -1,4 +1,4 @@
-"""Runs of a study that ``experiments/compare.py`` has trained, and their errors one by one."""
+"""Trained runs of studies, and their errors one by one."""
 
 import hashlib
 import json
@@ -48,12 +48,35 @@ def find_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise InputError(
             f"{folder} is not there, expected the runs of a study: python "
-            f"experiments/compare.py --name {folder.name} ..."
+            f"experiments/run.py {folder.name} or compare.py --name {folder.name} ..."
         )
     found = [_read_run(path) for path in sorted(folder.glob(f"*/{RESULT}"))]
     if not found:
         raise InputError(f"{folder} has no finished run, expected folders with {RESULT}")
     return found
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Refuses runs that are no comparison: twice the same one, or of other budgets.
+
+    Raises:
+        InputError: If a run is there twice, or two of a model were trained differently.
+    """
+    names: dict[tuple, Run] = {}
+    budgets: dict[str, tuple[Run, dict]] = {}
+    for run in runs:
+        key = (run.data, run.model, run.variant, run.seed)
+        if key in names:
+            raise InputError(f"{run.folder} and {names[key].folder} are the same run")
+        names[key] = run
+        ours = run.config.to_dict()["train"] | {"seed": 0}
+        first, theirs = budgets.setdefault(run.model, (run, ours))
+        differs = [name for name in ours if ours[name] != theirs[name]]
+        if differs:
+            raise InputError(
+                f"{run.folder} and {first.folder} were trained with different "
+                f"train.{differs[0]}: {ours[differs[0]]} and {theirs[differs[0]]}"
+            )
 
 
 def unfinished(folder: Path) -> list[str]:

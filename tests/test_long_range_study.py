@@ -47,8 +47,8 @@ def helium(count=40):
     ]
 
 
-def result(data, variant, seed):
-    config = {"model": {"name": "schnet"}, "data": {"name": "dimers"}}
+def result(data, variant, seed, **train):
+    config = {"model": {"name": "schnet"}, "data": {"name": "dimers"}, "train": train}
     names = {"data": data, "model": "m", "variant": variant, "seed": seed}
     return {**names, "config": Config.from_dict(config).to_dict()}
 
@@ -101,6 +101,21 @@ def test_a_study_in_bins(scripts, study, tmp_path, capsys):
     assert bars == {11}
 
 
+def test_a_study_beside_another(scripts, study, tmp_path):
+    long_range, *_ = scripts
+    (study / "more").mkdir()
+    name = "sapt_less_disp-m-baseline-seed0"
+    (study / "mine" / name).rename(study / "more" / name)
+    options = {"runs": study, "samples": 100, "results": tmp_path, "contribution": ["disp"]}
+    for beside, variants in (
+        (None, ["voxel"]),
+        (["more"], ["voxel", "baseline of sapt_less_disp"]),
+    ):
+        long_range.main("mine", beside=beside, **options)
+        rows = json.loads((tmp_path / "long_range_mine.json").read_text())["long_range"]
+        assert [row["variant"] for row in rows] == variants
+
+
 def test_contributions_with_a_distance_of_their_own(scripts, study, tmp_path):
     pytest.importorskip("dftd3")
     long_range, *_ = scripts
@@ -146,6 +161,12 @@ def test_studies_that_cannot_be_compared(scripts, study, tmp_path, capsys, monke
     assert "empty has no finished run, expected folders with result.json" in sentence(
         "empty"
     )
+    other = study / "other/sapt-m-voxel-seed0"
+    other.mkdir(parents=True)
+    write_json(other / "result.json", result("sapt", "voxel", 1))
+    assert "seed1 are the same run" in sentence(beside=["other"])
+    write_json(other / "result.json", result("sapt", "voxel", 2, epochs=7))
+    assert "trained with different train.epochs: 7 and" in sentence(beside=["other"])
     (study / "mine/sapt-m-voxel-seed0/result.json").write_text('{"data": "sapt"}')
     assert "seed0/result.json lacks one of data, model, variant, seed, con" in sentence()
     assert not (tmp_path / "out").exists()
