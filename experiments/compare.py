@@ -20,6 +20,7 @@ import typer
 from cells import CONFIGS, HERE, Cell, measured, run_cell
 
 from ewald_jax.cli.common import command, note, print_table
+from ewald_jax.cli.memory import keep_memory
 from ewald_jax.train.files import write_json
 
 
@@ -145,4 +146,5 @@ def _by_data(cells: Sequence[Cell]) -> list[Cell]:
 
 
 if __name__ == "__main__":
+    keep_memory()
     typer.run(main)

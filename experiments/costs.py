@@ -8,10 +8,6 @@ baseline, larger embeddings, larger cutoff, atom-to-atom block, the paper's sche
 take turns within it. Writes ``results/costs_*.json``, keeps those that have all variants
 (delete one to measure it again), and draws ``results/costs_molecules.png`` and
 ``results/costs_slabs.png`` from them.
-
-The processes keep the memory that they have once had. By default glibc gets blocks of more than
-32 MB from the system page by page at each call, which doubles the time of some of these small
-programs and depends on which side of 32 MB a variant happens to be.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +34,6 @@ SHAPES = {
     ),
 }
 """Variants and options of the benchmark for each kind of structures."""
-
-MEMORY = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
-"""Settings of glibc under which a process keeps its memory."""
 
 
 def name_of(kind: str, model: str) -> str:
@@ -104,7 +97,7 @@ def main(
         if is_complete(results / f"{name}.json", f"{model}_small", variants):
             note(f"{name}: there already")
         else:
-            measure(name, f"{model}_small", variants, *options, GLIBC_TUNABLES=MEMORY)
+            measure(name, f"{model}_small", variants, *options)
     for kind in SHAPES:
         paths = {model: results / f"{name_of(kind, model)}.json" for model in MODELS}
         runs = {model: read_json(path) for model, path in paths.items() if path.exists()}

@@ -17,6 +17,7 @@ from cells import Cell, run_cell
 from compare import COLUMNS, summarise, table_rows
 
 from ewald_jax.cli.common import command, note, print_table
+from ewald_jax.cli.memory import keep_memory
 
 NAMES = {"baseline": "SchNet", "radial": "SchNet + Ewald"}
 DATA = ("dimers", "dimers_far")
@@ -125,4 +126,5 @@ def main(
 
 
 if __name__ == "__main__":
+    keep_memory()
     typer.run(main)

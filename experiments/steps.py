@@ -9,7 +9,6 @@ it. Writes ``results/steps_*.json``; "Ewald" is the paper's scheme, "radial" our
 """
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -49,9 +48,7 @@ def variant_files(model: str, variants: Iterable[str]) -> dict[str, Path]:
     return paths
 
 
-def measure(
-    name: str, model: str, variants: tuple[str, ...], *options: str, **environment: str
-) -> None:
+def measure(name: str, model: str, variants: tuple[str, ...], *options: str) -> None:
     """Runs one benchmark and keeps its JSON, if the command line asks for it.
 
     Args:
@@ -59,7 +56,6 @@ def measure(
         model: Name of a model config.
         variants: Beside the baseline; those that the model has no file for are left out.
         *options: Of `ewald-jax benchmark step`.
-        **environment: Variables of the process, besides those of this one.
 
     Raises:
         InputError: If the benchmark fails; what it said is above. Nothing is written then.
@@ -72,9 +68,7 @@ def measure(
     for path in paths:
         words += ["--variant", path]
     sys.stderr.write(f"{name}\n")
-    done = subprocess.run(
-        [*words, "--json"], stdout=subprocess.PIPE, text=True, env=os.environ | environment
-    )
+    done = subprocess.run([*words, "--json"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise InputError(f"{name}: the benchmark ended with exit code {done.returncode}")
     write_text(HERE / "results" / f"{name}.json", done.stdout)

@@ -1,10 +1,10 @@
 r"""Sines of whole turns, the many of them that phases are made of.
 
-``sin(2 pi x)`` with x in turns: what is beyond half a turn is taken away first, exactly, and
-the rest is a polynomial. On a CPU XLA computes its own sine one number after the other; this
-one is vectorised and fuses with what makes x and with what takes the result. A cosine is the
-sine a quarter of a turn ahead, and so is the derivative: the function is closed under
-differentiation.
+``sin(2 pi x)`` with x in turns: whole turns are taken away first, exactly, and the rest is a
+polynomial with the sine's zeros at 0 and at half a turn, ``x (1/4 - x^2) Q(x^2)``. On a CPU XLA
+computes its own sine one number after the other; this one is vectorised and fuses with what
+makes x and with what takes the result. A cosine is the sine a quarter of a turn ahead, and so
+is the derivative: the function is closed under differentiation.
 """
 
 import math
@@ -14,9 +14,29 @@ import jax.numpy as jnp
 
 from ewald_jax.typing import Array, Float
 
-_TERMS, _TERMS_DOUBLE = 7, 11
-"""Of the power series up to a quarter of a turn. Its terms alternate in sign and fall, so that
-the error is below the first one left out: 7e-10, and 2e-18 in float64."""
+# Q at the Chebyshev nodes of 0 to 1/4, interpolated in 60 digits; the sine is then off by less
+# than 4e-9, and 3e-20 in float64.
+_SINGLE = (
+    25.13274115471077,
+    -64.8358227214753,
+    67.07662306642158,
+    -38.495830637736184,
+    14.049443530985526,
+    -3.1612498251959376,
+)
+_DOUBLE = (
+    25.132741228718345,
+    -64.83584404672565,
+    67.0776209173975,
+    -38.51295534264937,
+    14.182954408783237,
+    -3.6467526679249005,
+    0.6927996130837045,
+    -0.10129028748713391,
+    0.011752811687814392,
+    -0.0011048139678904475,
+    7.926903097584068e-05,
+)
 
 
 @jax.custom_jvp
@@ -29,17 +49,12 @@ def sine_of_turns(turns: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     Returns:
         Sines, within a few units of the last place of 1 (of the sine, for small arguments).
     """
-    turns = turns - jnp.round(turns)
-    half = jnp.round(2 * turns)
-    rest = turns - half / 2  # within a quarter
+    rest = turns - jnp.round(turns)
     square = rest * rest
-    terms = _TERMS_DOUBLE if turns.dtype == jnp.float64 else _TERMS
-    series = jnp.zeros_like(turns)
-    for n in reversed(range(terms)):
-        series = series * square + (-1) ** n * (2 * math.pi) ** (
-            2 * n + 1
-        ) / math.factorial(2 * n + 1)
-    return (1 - 2 * jnp.abs(half)) * (rest * series)
+    quotient = jnp.zeros_like(rest)
+    for coefficient in reversed(_DOUBLE if rest.dtype == jnp.float64 else _SINGLE):
+        quotient = quotient * square + coefficient
+    return rest * (0.25 - square) * quotient
 
 
 @sine_of_turns.defjvp
