@@ -13,7 +13,7 @@ _SETTINGS = ("trim_threshold", "mmap_threshold", "mmap_max", "top_pad", "arena_m
 
 
 def keep_memory() -> bool:
-    """Lets this process keep freed memory of blocks below 1 GiB; up to 2 GiB of it unused.
+    """Lets this process keep what it frees, of blocks below 2 GiB, for its next arrays.
 
     To be called before other threads run: those that already have an arena of their own stay
     with it. Nothing happens without glibc, and where the environment has settings of its own
@@ -33,5 +33,6 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     # Arenas of threads are limited to 64 MB: what is larger would always come from the system.
-    wanted = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1))
+    # -1 is never.
+    wanted = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 2**31 - 1), (_TRIM_THRESHOLD, -1))
     return all([mallopt(name, value) for name, value in wanted])
