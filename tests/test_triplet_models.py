@@ -225,8 +225,8 @@ def test_sum_of_dimenetpp(case, x64):
     cosine, exists = through(naive.vectors, naive.distances, tables)
     # Any functions of the angle do.
     powers = np.arange(1, SPHERICAL + 1)
-    cosine, exists = np.asarray(cosine)[..., None], np.asarray(exists)[..., None]
-    harmonics = np.where(exists, cosine**powers, 0.0)
+    cosine, exists = (np.swapaxes(np.asarray(x), 1, 2) for x in (cosine, exists))
+    harmonics = [np.where(exists, cosine**power, 0.0) for power in powers]
     module = Interaction(DOWN, BASIS, num_before_skip=0, num_after_skip=0)
     out, w = applied(module, x, rbf, radial, harmonics, tables)
 

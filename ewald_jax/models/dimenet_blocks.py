@@ -4,6 +4,8 @@ Source: Gasteiger, Giri, Margraf, Günnemann, "Fast and uncertainty-aware direct
 passing for non-equilibrium molecules" (2020), figure 1.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ class Interaction(nn.Module):
         x: Float[Array, "edges feat"],
         rbf: Float[Array, "edges basis"],
         radial: Float[Array, "edges spherical radial"],
-        harmonics: Float[Array, "nodes in_slots out_slots spherical"],
+        harmonics: Sequence[Float[Array, "nodes out_slots in_slots"]],
         triplets: Triplets,
     ) -> Float[Array, "edges feat"]:
         """Computes the new edge features."""
@@ -87,8 +89,12 @@ class Interaction(nn.Module):
         kernel = self.param("sbf_0", glorot_orthogonal, (spherical * count, basis))
         kernel = kernel.reshape(spherical, count, basis)
         of_edge = einsum("elr,lrb->elb", radial, kernel)
-        of_edge = ops.to_dense(of_edge, triplets.in_edges)
-        of_pair = einsum("niol,nilb->nobi", harmonics, of_edge)
+        of_edge = jnp.transpose(ops.to_dense(of_edge, triplets.in_edges), (2, 0, 3, 1))
+        # One by one: matrices of so few rows and columns would be slower.
+        of_pair = sum(
+            harmonic[:, :, None] * embedded[:, None]
+            for harmonic, embedded in zip(harmonics, of_edge, strict=True)
+        )  # [nodes, out_slots, basis, in_slots]
         message = ops.to_dense(x_kj, triplets.in_edges)
         total = einsum("nobi,nif->nobf", of_pair, message)
         total = ops.from_dense(total, triplets.out_slot)

@@ -143,7 +143,7 @@ class DimeNetPlusPlus(nn.Module):
         self, vectors: Array, distances: Array, triplets: Triplets
     ) -> tuple[
         Float[Array, "edges spherical radial"],
-        Float[Array, "nodes in_slots out_slots spherical"],
+        list[Float[Array, "nodes out_slots in_slots"]],
     ]:
         """The two factors of the 2D basis: of the edge k -> j, and of the angle k -> j -> i."""
         radial = spherical_bessel_basis(
@@ -155,5 +155,6 @@ class DimeNetPlusPlus(nn.Module):
             self.envelope_exponent,
         )
         cosine, exists = triplet_cosines(vectors, distances, triplets)
-        harmonics = legendre_basis(cosine, self.num_spherical)
-        return radial, jnp.where(exists[..., None], harmonics, 0.0)
+        cosine, exists = jnp.swapaxes(cosine, 1, 2), jnp.swapaxes(exists, 1, 2)
+        harmonics = jnp.unstack(legendre_basis(cosine, self.num_spherical), axis=-1)
+        return radial, [jnp.where(exists, harmonic, 0.0) for harmonic in harmonics]
