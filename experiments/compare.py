@@ -20,7 +20,7 @@ import typer
 from cells import CONFIGS, HERE, Cell, measured, run_cell
 
 from ewald_jax.cli.common import command, note, print_table
-from ewald_jax.cli.memory import keep_memory
+from ewald_jax.memory import keep_memory
 from ewald_jax.train.files import write_json
 
 

@@ -17,7 +17,7 @@ from cells import Cell, run_cell
 from compare import COLUMNS, summarise, table_rows
 
 from ewald_jax.cli.common import command, note, print_table
-from ewald_jax.cli.memory import keep_memory
+from ewald_jax.memory import keep_memory
 
 NAMES = {"baseline": "SchNet", "radial": "SchNet + Ewald"}
 DATA = ("dimers", "dimers_far")

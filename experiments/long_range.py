@@ -215,10 +215,12 @@ def main(
     for name in (study, *(beside or ())):
         found += find_runs(runs / name)
         for run in unfinished(runs / name):
-            note(f"{run} is not finished and left out")
+            note(f"{name}: {run} is not finished and left out")
     check_alike(found)
     tables = compared(found, kinds, baseline, bins, samples)
-    values = as_json(tables, study=study, baseline=baseline, samples=samples)
+    values = as_json(
+        tables, study=study, beside=beside or [], baseline=baseline, samples=samples
+    )
     results.mkdir(parents=True, exist_ok=True)
     file = results / f"long_range_{study}.json"
     write_json(file, values)

@@ -58,7 +58,9 @@ def long_range_table(study: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Improvement of the energy MAE over `{study['baseline']}` in %, by size of the "
-        "contribution, with 95 % intervals of the bootstrap over test structures and seeds.",
+        "contribution, with 95 % intervals of the bootstrap over test structures and seeds"
+        + "".join(f"; beside it runs of `{name}`" for name in study.get("beside", ()))
+        + ".",
     ]
     return "\n".join(lines)
 

@@ -2,14 +2,14 @@
 
     python experiments/prepare.py FOLDER
 
-FOLDER holds ``sapt10k/dimers.extxyz.xz`` (8,948 dimers with SAPT interaction energies, as
-shipped with general-molecular-simulations/so3lr, MIT) and ``oc20_s2ef/{train,val_id}`` (frames
-of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0). Written into ``runs/data`` are
-``sapt10k_{train,val,test}.extxyz``, split by a seed, ``sapt10k_charged.extxyz`` with those test
-dimers that have a charged monomer (each dimer also with ``interaction_less_disp``, its energy
-less the dispersion component), and ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame with
-the energy less the reference of its system, and the system's name to split by; the same
-frames as ``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the
+FOLDER holds any of ``sapt10k/dimers.extxyz.xz`` (8,948 dimers with SAPT interaction energies,
+as shipped with general-molecular-simulations/so3lr, MIT), ``oc20_s2ef/{train,val_id}`` (frames
+of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0; both) and QM7-X. Written into
+``runs/data`` are ``sapt10k_{train,val,test}.extxyz``, split by a seed,
+``sapt10k_charged.extxyz`` with those test dimers that have a charged monomer (each dimer also
+with ``interaction_less_disp``, its energy less the dispersion component), and
+``oc20_frames.extxyz``: of OC20 every STRIDE-th frame with the energy less the reference of its
+system, and the system's name to split by; the same frames as ``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the
 latter two that the first has not. Where FOLDER has ``qm7x_2500.npz`` (ten conformations of each
 of 250 molecules of QM7-X, as shipped with thorben-frank/mlff, MIT), it is written with an array
 ``molecule`` to split by.
@@ -133,7 +133,10 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     if (folder / SAPT).exists():
         written.append(f"sapt10k {write_sapt10k(folder / SAPT, output)}")
-    if all((folder / path).exists() for path in OC20):
+    there = [(folder / path).exists() for path in OC20]
+    if any(there) and not all(there):
+        raise InputError(f"{folder / OC20[there.index(False)]} is not there")
+    if all(there):
         frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
         ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
         for name, part in known_split(frames).items():

@@ -16,7 +16,7 @@ import typer
 from cells import Cell, run_cell
 
 from ewald_jax.cli.common import command, note
-from ewald_jax.cli.memory import keep_memory
+from ewald_jax.memory import keep_memory
 from ewald_jax.pretrained import PRETRAINED, load_pretrained, model_card, write_pretrained
 from ewald_jax.pretrained.files import HERE
 

@@ -25,7 +25,7 @@ from studies import Study, chosen, load_study, result_of, result_path
 from tables import markdown
 
 from ewald_jax.cli.common import command, note, print_table
-from ewald_jax.cli.memory import keep_memory
+from ewald_jax.memory import keep_memory
 from ewald_jax.train.files import write_json, write_text
 from ewald_jax.typing import InputError
 

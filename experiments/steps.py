@@ -88,13 +88,15 @@ def main() -> None:
             variants = ("voxel", f"{model}_radial")
             name = f"steps_oe62_{model}{end}"
             measure(name, f"{model}_oe62", variants, f"loss.forces={forces}")
-        many = ("--batch-size", "64", "--repeats", "3", "loss.forces=none")
-        variants = ("voxel", f"{model}_radial")
-        measure(f"steps_oe62_{model}_64", f"{model}_oe62", variants, *many)
         variants = ("lattice", f"{model}_radial")
         measure(
             f"steps_oc20_{model}", f"{model}_oc20", variants, "--slab", "--repeats", "3"
         )
+    # Last: a machine may not have the memory.
+    many = ("--batch-size", "64", "--repeats", "3", "loss.forces=none")
+    for model in MODELS:
+        variants = ("voxel", f"{model}_radial")
+        measure(f"steps_oe62_{model}_64", f"{model}_oe62", variants, *many)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
@@ -13,6 +13,7 @@ from cells import RESULT
 from ewald_jax.config import Config
 from ewald_jax.data.base import GraphDataset, load_dataset, source_files
 from ewald_jax.train.checkpoint import read_progress
+from ewald_jax.train.directory import flat_section
 from ewald_jax.train.files import read_json, write_json
 from ewald_jax.typing import InputError
 
@@ -57,26 +58,40 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def check_alike(runs: Sequence[Run]) -> None:
-    """Refuses runs that are no comparison: twice the same one, or of other budgets.
+    """Refuses runs of several studies that are no comparison.
 
     Raises:
-        InputError: If a run is there twice, or two of a model were trained differently.
+        InputError: If a run is there twice, or two of a model, of different studies, had
+            another budget, loss or optimiser.
     """
     names: dict[tuple, Run] = {}
-    budgets: dict[str, tuple[Run, dict]] = {}
+    seen: dict[str, Run] = {}
     for run in runs:
         key = (run.data, run.model, run.variant, run.seed)
         if key in names:
             raise InputError(f"{run.folder} and {names[key].folder} are the same run")
         names[key] = run
-        ours = run.config.to_dict()["train"] | {"seed": 0}
-        first, theirs = budgets.setdefault(run.model, (run, ours))
-        differs = [name for name in ours if ours[name] != theirs[name]]
-        if differs:
+        first = seen.setdefault(run.model, run)
+        ours, theirs = _training(run), _training(first)
+        differs = [name for name in ours if ours[name] != theirs.get(name)]
+        if differs and run.folder.parent != first.folder.parent:
             raise InputError(
                 f"{run.folder} and {first.folder} were trained with different "
-                f"train.{differs[0]}: {ours[differs[0]]} and {theirs[differs[0]]}"
+                f"{differs[0]}: {ours[differs[0]]} and {theirs.get(differs[0])}"
             )
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """What decides how far a training gets."""
+    config = run.config.to_dict()
+    values = {
+        f"{section}.{name}": value
+        for section in ("loss", "optim")
+        for name, value in flat_section(config, section).items()
+    }
+    for name in ("epochs", "max_steps", "batch_size"):
+        values[f"train.{name}"] = config["train"][name]
+    return values
 
 
 def unfinished(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Low to high: a module imports from floors below its own and from its own room, never up.
 FLOORS = (
-    ("typing", "units", "interrupt"),
+    ("typing", "units", "interrupt", "memory"),
     ("checked",),
     ("ops",),
     ("kspace",),

@@ -82,7 +82,7 @@ def test_a_study_in_bins(scripts, study, tmp_path, capsys):
     options = {"runs": study, "samples": 200, "results": tmp_path / "results"}
     long_range.main("mine", contribution=["disp"], **options)
     out, err = capsys.readouterr()
-    assert "sapt-m-atomic-seed0 is not finished and left out" in err
+    assert "mine: sapt-m-atomic-seed0 is not finished and left out" in err
     values = json.loads((tmp_path / "results/long_range_mine.json").read_text())
     voxel, without = values["long_range"]
     assert (voxel["variant"], without["variant"]) == ("voxel", "baseline of sapt_less_disp")
@@ -102,7 +102,7 @@ def test_a_study_in_bins(scripts, study, tmp_path, capsys):
 
 
 def test_a_study_beside_another(scripts, study, tmp_path):
-    long_range, *_ = scripts
+    long_range, _, report = scripts
     (study / "more").mkdir()
     name = "sapt_less_disp-m-baseline-seed0"
     (study / "mine" / name).rename(study / "more" / name)
@@ -114,6 +114,10 @@ def test_a_study_beside_another(scripts, study, tmp_path):
         long_range.main("mine", beside=beside, **options)
         rows = json.loads((tmp_path / "long_range_mine.json").read_text())["long_range"]
         assert [row["variant"] for row in rows] == variants
+    table = report.long_range_table(
+        json.loads((tmp_path / "long_range_mine.json").read_text())
+    )
+    assert table.endswith("; beside it runs of `more`.")
 
 
 def test_contributions_with_a_distance_of_their_own(scripts, study, tmp_path):
@@ -167,6 +171,8 @@ def test_studies_that_cannot_be_compared(scripts, study, tmp_path, capsys, monke
     assert "seed1 are the same run" in sentence(beside=["other"])
     write_json(other / "result.json", result("sapt", "voxel", 2, epochs=7))
     assert "trained with different train.epochs: 7 and" in sentence(beside=["other"])
+    write_json(other / "result.json", result("sapt", "voxel", 2, log_every=7))
+    assert "trained with" not in sentence(contribution=["elst"], beside=["other"])
     (study / "mine/sapt-m-voxel-seed0/result.json").write_text('{"data": "sapt"}')
     assert "seed0/result.json lacks one of data, model, variant, seed, con" in sentence()
     assert not (tmp_path / "out").exists()

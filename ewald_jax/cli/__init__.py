@@ -14,10 +14,10 @@ from ewald_jax.cli.fit_scales import fit_scales
 from ewald_jax.cli.i_pi import i_pi
 from ewald_jax.cli.import_torch import import_torch
 from ewald_jax.cli.md import md
-from ewald_jax.cli.memory import keep_memory
 from ewald_jax.cli.predict import predict
 from ewald_jax.cli.relax import relax
 from ewald_jax.cli.train import train
+from ewald_jax.memory import keep_memory
 
 __all__ = ["app", "main"]
 
