@@ -9,9 +9,10 @@ of Open Catalyst 2020 in its raw S2EF layout, CC BY 4.0; both) and QM7-X. Writte
 ``sapt10k_charged.extxyz`` with those test dimers that have a charged monomer (each dimer also
 with ``interaction_less_disp``, its energy less the dispersion component), and
 ``oc20_frames.extxyz``: of OC20 every STRIDE-th frame with the energy less the reference of its
-system, and the system's name to split by; the same frames as ``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the
-latter two that the first has not. Where FOLDER has ``qm7x_2500.npz`` (ten conformations of each
-of 250 molecules of QM7-X, as shipped with thorben-frank/mlff, MIT), it is written with an array
+system, and the system's name to split by; the same frames as
+``oc20_known_{train,val,test}.extxyz``, systems apart, but without elements in the latter two
+that the first has not. Where FOLDER has ``qm7x_2500.npz`` (ten conformations of each of 250
+molecules of QM7-X, as shipped with thorben-frank/mlff, MIT), it is written with an array
 ``molecule`` to split by.
 """
 
