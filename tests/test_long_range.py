@@ -264,10 +264,14 @@ def test_picture_of_improvements():
     contribution, baseline, model = made_up()
     found = binned_improvement(contribution, baseline, model, samples=200)
     figure = plot_improvement(
-        {"disp": {"radial": found, "voxel": found}, "d3": {"x": found}}
+        {"disp": {"radial": found, "voxel": found}, "d3": {"x": found, "voxel": found}}
     )
     first, second = figure.axes
-    assert len(first.containers) == 2 and len(second.containers) == 1
+    assert len(first.containers) == len(second.containers) == 2
+    (radial, voxel), (x, again) = (
+        [bars.lines[0].get_color() for bars in axis.containers] for axis in (first, second)
+    )
+    assert voxel == again and len({radial, voxel, x}) == 3
     drawn = first.containers[0].lines[0].get_ydata()
     np.testing.assert_allclose(drawn, 100 * found.improvement)
     assert first.get_title() == "disp" and len(first.get_xticks()) == 5

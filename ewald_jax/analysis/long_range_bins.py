@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ewald_jax.analysis.plots import COLORS, REFERENCE_COLOR, binned_means
@@ -135,9 +136,14 @@ def plot_improvement(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
+    # Baselines have the first, muted colour; here every line is of another model, which has the
+    # same colour in all panels.
+    palette = (*COLORS[1:], COLORS[0])
+    names = dict.fromkeys(model for models in panels.values() for model in models)
+    colors = {model: palette[place % len(palette)] for place, model in enumerate(names)}
     handles: dict[str, object] = {}
     for axis, (name, models) in zip(axes, panels.items(), strict=False):
-        handles |= _draw_panel(axis, name, models)
+        handles |= _draw_panel(axis, name, models, colors)
     figure.legend(
         list(handles.values()),
         list(handles),
@@ -150,9 +156,9 @@ def plot_improvement(
     return figure
 
 
-def _draw_panel(axis, name: str, models: Mapping[str, Improvement]) -> dict[str, object]:
-    # Baselines have the first, muted colour; here every line is of another model.
-    colors = (*COLORS[1:], COLORS[0])
+def _draw_panel(
+    axis: Axes, name: str, models: Mapping[str, Improvement], colors: Mapping[str, str]
+) -> dict[str, object]:
     handles, spread = {}, np.linspace(-0.15, 0.15, len(models))
     for number, (model, found) in enumerate(models.items()):
         places = np.arange(len(found.count)) + spread[number]
@@ -160,7 +166,7 @@ def _draw_panel(axis, name: str, models: Mapping[str, Improvement]) -> dict[str,
         error = 100 * np.stack([found.improvement - low, high - found.improvement])
         handles[model] = axis.errorbar(
             places, 100 * found.improvement, np.maximum(error, 0), fmt="o-", ms=4, lw=1.6,
-            capsize=2.5, color=colors[number % len(colors)],
+            capsize=2.5, color=colors[model],
         )  # fmt: skip
     first = next(iter(models.values()))
     axis.axhline(0.0, color=REFERENCE_COLOR, lw=0.8, zorder=-1)
