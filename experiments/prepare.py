@@ -123,6 +123,13 @@ def known_split(frames: Sequence[ase.Atoms], seed: int = 4) -> dict[str, list[as
     return {k: [a for a in frames if a.info["system"] in v] for k, v in sets.items()}
 
 
+def sizes(frames: Sequence[ase.Atoms]) -> str:
+    """Mean sizes of energies and force components: the errors of who predicts zero."""
+    energy = np.mean([abs(atoms.info["energy"]) for atoms in frames])
+    forces = np.mean(np.abs(np.concatenate([atoms.arrays["forces"] for atoms in frames])))
+    return f"energies of {1e3 * energy:.0f} meV, forces of {1e3 * forces:.1f} meV/Å"
+
+
 @command
 def main(
     folder: Annotated[Path, typer.Argument(help="Where the data sets are.")],
@@ -140,9 +147,10 @@ def main(
     if all(there):
         frames = [atoms for path in OC20 for atoms in oc20_frames(folder / path, stride)]
         ase.io.write(output / "oc20_frames.extxyz", frames, format="extxyz")
+        written.append(f"oc20_frames {len(frames)}")
         for name, part in known_split(frames).items():
             ase.io.write(output / f"oc20_known_{name}.extxyz", part, format="extxyz")
-        written.append(f"oc20_frames {len(frames)}")
+            written.append(f"oc20_known_{name} {len(part)} ({sizes(part)})")
     if (folder / QM7X).exists():
         write_qm7x(folder / QM7X, output)
         written.append("qm7x")
