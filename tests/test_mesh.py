@@ -47,7 +47,8 @@ def exact_message(h, positions, cell, down):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def message_on(shape, order, h, positions, cell, down):
     indices = tuple(jnp.asarray(np.round(n * np.fft.fftfreq(n)), int) for n in shape)
-    basis = kspace.mesh_basis(indices, cell, K_CUTOFF, NUM_RBF, CHANNELS, order)
+    kept = shape[-1] // 2 + 1
+    basis = kspace.mesh_basis(indices, cell, K_CUTOFF, NUM_RBF, CHANNELS, order, kept)
     first, weights = kspace.grid_windows(kspace.fractional(positions, cell), shape, order)
     return kspace.mesh_message(
         h, first, weights, jnp.moveaxis(basis @ down, -1, 0), shape[-1]
@@ -100,11 +101,16 @@ def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(rng):
         np.testing.assert_allclose(jnp.sum(h * windows.gather(first, weights, grid)), both)
 
 
+@pytest.mark.parametrize("kept", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(4, 5, 6), (5, 4, 7)], ids=["even", "odd"])
-def test_derivatives_of_the_convolution(shape, rng):
+def test_the_convolution_and_its_derivatives(shape, kept, rng):
     grid = jnp.asarray(rng.normal(size=(2, *shape)))
-    filter = jnp.asarray(rng.normal(size=(*shape[:2], shape[2] // 2 + 1)))
-    check_grads(mesh.convolve, (grid, filter), 2, ["rev"])
+    filter = rng.normal(size=(kept, *shape[:2]))
+    whole = np.zeros((*shape[:2], shape[2] // 2 + 1))
+    whole[..., :kept] = np.moveaxis(filter, 0, -1)
+    expected = np.fft.irfftn(np.fft.rfftn(grid, axes=(1, 2, 3)) * whole, shape, (1, 2, 3))
+    assert_close(mesh.convolve(grid, jnp.asarray(filter)), expected, 1e-13)
+    check_grads(mesh.convolve, (grid, jnp.asarray(filter)), 2, ["rev"])
 
 
 # -- the error -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from ewald_jax.kspace.mesh_rule import (
     MeshRule,
     check_mesh,
     fast_shape,
+    kept_waves,
     mesh_error,
     mesh_spacing,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "gaussian_rbf",
     "grid_windows",
     "half_box",
+    "kept_waves",
     "lattice_kvecs",
     "lattice_phases",
     "lattice_sphere",

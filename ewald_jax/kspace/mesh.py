@@ -8,6 +8,9 @@ points closer than pi / k_cutoff all its waves are on the grid, k = 0 included, 
 of the error is aliasing, see `mesh_rule.mesh_error`. Derivatives are exactly those of the
 message on the grid; so the forces on all atoms add up to zero only within the error.
 
+Of the waves along the last axis only those within the cutoff are computed, some two fifths at
+the usual spacings: by matrix products, before fast transforms of the other two axes.
+
 Source: Essmann et al., J. Chem. Phys. 103, 8577 (1995); there one charge per atom, and the
 Coulomb filter. The factor b is that of the continuous transform, sinc^p, as in Hockney and
 Eastwood's P3M, whose error is about half that of b at the grid points alone.
@@ -25,8 +28,11 @@ from ewald_jax.kspace.grids import cell_volume, reciprocal_cell
 from ewald_jax.kspace.windows import gather, kept_of, spread
 from ewald_jax.typing import Array, Float, Int
 
-_FEATURES = 16
-"""Features on grids at the same time, which bounds the memory."""
+_FULL = jax.lax.Precision.HIGHEST
+"""TF32 would lose what the mesh is fine enough for."""
+
+_FEATURES = 8
+"""Features on grids at the same time: of more, a CPU's cache holds fewer windows."""
 
 
 def mesh_basis(
@@ -36,7 +42,8 @@ def mesh_basis(
     num_rbf: int,
     channels: tuple[str, ...],
     order: int,
-) -> Float[Array, "k1 k2 k3_half basis"]:
+    kept: int,
+) -> Float[Array, "kept k1 k2 basis"]:
     """Basis of the filters at the waves of a grid, over the B-splines' factor squared.
 
     Args:
@@ -47,23 +54,23 @@ def mesh_basis(
         num_rbf: Gaussians.
         channels: Of `CHANNELS`.
         order: Of the B-splines.
+        kept: Of the last axis the waves 0 to kept - 1, from `mesh_rule.kept_waves`; the others
+            are beyond the cutoff.
 
     Returns:
-        Values times the message's c; half of the waves of the last axis, as `rfftn` has them.
+        Values times the message's c.
     """
     shape = tuple(len(n) for n in indices)
-    half = shape[-1] // 2 + 1
-    indices = (*indices[:2], indices[2][:half])
-    factors = [fourier_factor(size, order) ** 2 for size in shape]
-    x, y, z = factors[0], factors[1], factors[2][:half]
+    indices = (*indices[:2], indices[2][:kept])
+    x, y, z = (fourier_factor(size, order) ** 2 for size in shape)
     # Along each axis at most (pi / 2)^(2 p), which float32 holds.
-    factor = x[:, None, None] * y[None, :, None] * z[None, None, :]
+    factor = z[:kept, None, None] * x[None, :, None] * y[None, None, :]
     reciprocal = reciprocal_cell(cell)
     sides = [
         n.astype(cell.dtype)[:, None] * row[None]
         for n, row in zip(indices, reciprocal, strict=True)
     ]
-    k = sides[0][:, None, None] + sides[1][None, :, None] + sides[2][None, None, :]
+    k = sides[2][:, None, None] + sides[0][None, :, None] + sides[1][None, None, :]
     square = jnp.sum(k**2, axis=-1)
     basis = channel_basis(square / k_cutoff**2, num_rbf, channels)
     scale = 6 * jnp.pi**2 / (k_cutoff**3 * jnp.abs(cell_volume(cell)))
@@ -75,7 +82,7 @@ def mesh_message(
     h: Float[Array, "nodes feat"],
     first: Int[Array, "nodes 3"],
     weights: Float[Array, "nodes order order order"],
-    filters: Float[Array, "heads k1 k2 k3_half"],
+    filters: Float[Array, "heads kept k1 k2"],
     size: int,
 ) -> Float[Array, "nodes feat"]:
     """The message of one crystal, one filter for each head of the features.
@@ -100,7 +107,7 @@ def mesh_message(
     padded = jnp.pad(h, ((0, 0), (0, heads * each - feat))).reshape(nodes, heads, each)
     padded = jnp.pad(padded, ((0, 0), (0, 0), (0, blocks * width - each)))
     parts = jnp.moveaxis(padded.reshape(nodes, heads, blocks, width), 0, 2)
-    shape = (*filters.shape[1:3], size)
+    shape = (*filters.shape[2:], size)
 
     # In a loop nothing could be merged with the forward pass, and need not be kept from it.
     @partial(jax.checkpoint, prevent_cse=False)
@@ -118,53 +125,70 @@ def mesh_message(
 
 @jax.custom_vjp
 def convolve(
-    grid: Float[Array, "feat k1 k2 k3"], filter: Float[Array, "k1 k2 k3_half"]
+    grid: Float[Array, "feat k1 k2 k3"], filter: Float[Array, "kept k1 k2"]
 ) -> Float[Array, "feat k1 k2 k3"]:
     """A real filter in Fourier space; symmetric in the grid.
 
     The derivative by the filter is `correlate`, and that of `correlate` is this again: in
-    reverse mode each costs real transforms, where those of `rfftn` itself are complex ones.
+    reverse mode each costs what the sums do, where transforms themselves are complex.
 
     Args:
         grid: Periodic.
-        filter: Of half of the waves.
+        filter: Of the waves of which the last index is 0 to kept - 1, and of those that are
+            complex conjugates of them; the others are left out.
 
     Returns:
         A grid.
     """
-    return _back(filter[None] * _waves(grid), grid.shape[1:])
+    return _back(filter[None] * _waves(grid, len(filter)), grid.shape[-1])
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def correlate(
-    a: Float[Array, "feat k1 k2 k3"], b: Float[Array, "feat k1 k2 k3"]
-) -> Float[Array, "k1 k2 k3_half"]:
+    kept: int, a: Float[Array, "feat k1 k2 k3"], b: Float[Array, "feat k1 k2 k3"]
+) -> Float[Array, "kept k1 k2"]:
     """Sum over features of the spectra's products: of <a, convolve(b, filter)> by the filter.
 
     Args:
+        kept: Waves along the last axis.
         a: A grid.
         b: Another.
 
     Returns:
-        For each of the half of the waves.
+        For each wave that is kept.
     """
     shape = a.shape[1:]
-    a, b = _waves(a), _waves(b)
+    a, b = _waves(a, kept), _waves(b, kept)
     products = jnp.sum(a.real * b.real + a.imag * b.imag, axis=0)
-    # The waves that are left out are complex conjugates of those that are not their own.
-    twice = np.full(products.shape[-1], 2.0)
-    twice[0] = 1.0
-    if shape[-1] % 2 == 0:
-        twice[-1] = 1.0
-    return products * jnp.asarray(twice / np.prod(shape), products.dtype)[None, None]
+    times = _times(kept, shape[-1]) / np.prod(shape)
+    return products * jnp.asarray(times, products.dtype)[:, None, None]
 
 
-def _waves(grid: Array) -> Array:
-    return jnp.fft.rfftn(grid, axes=(1, 2, 3))
+def _times(kept: int, size: int) -> Float[np.ndarray, " kept"]:
+    """How often a wave counts: with its complex conjugate, unless that is itself."""
+    wave = np.arange(kept)
+    return np.where((wave == 0) | (2 * wave == size), 1.0, 2.0)
 
 
-def _back(spectrum: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.fft.irfftn(spectrum, shape, axes=(1, 2, 3))
+def _turns(kept: int, size: int) -> Float[np.ndarray, "2*kept size"]:
+    """Real and imaginary parts of the waves along the last axis, in float64."""
+    angle = 2 * np.pi / size * (np.outer(np.arange(kept), np.arange(size)) % size)
+    return np.concatenate([np.cos(angle), -np.sin(angle)])
+
+
+def _waves(grid: Array, kept: int) -> Array:
+    turns = jnp.asarray(_turns(kept, grid.shape[-1]), grid.dtype)
+    parts = jnp.einsum("kz,fxyz->fkxy", turns, grid, precision=_FULL)
+    return jnp.fft.fft2(jax.lax.complex(parts[:, :kept], parts[:, kept:]))
+
+
+def _back(waves: Array, size: int) -> Array:
+    kept = waves.shape[1]
+    waves = jnp.fft.ifft2(waves)
+    turns = np.tile(_times(kept, size) / size, 2)[:, None] * _turns(kept, size)
+    parts = jnp.concatenate([waves.real, waves.imag], axis=1)
+    turns = jnp.asarray(turns, parts.dtype)
+    return jnp.einsum("kz,fkxy->fxyz", turns, parts, precision=_FULL)
 
 
 def _convolve_forward(grid, filter):
@@ -173,15 +197,15 @@ def _convolve_forward(grid, filter):
 
 def _convolve_backward(kept, slope):
     grid, filter = kept
-    return convolve(slope, filter), correlate(grid, slope)
+    return convolve(slope, filter), correlate(len(filter), grid, slope)
 
 
-def _correlate_forward(a, b):
-    return correlate(a, b), kept_of(a, b)
+def _correlate_forward(kept, a, b):
+    return correlate(kept, a, b), kept_of(a, b)
 
 
-def _correlate_backward(kept, slope):
-    a, b = kept
+def _correlate_backward(kept, grids, slope):
+    a, b = grids
     return convolve(b, slope), convolve(a, slope)
 
 

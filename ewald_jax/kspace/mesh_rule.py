@@ -127,6 +127,20 @@ def mesh_shape(cell: Float[np.ndarray, "3 3"], rule: MeshRule) -> tuple[int, int
     return fast_shape(np.maximum(lengths * MARGIN / rule.spacing, rule.order))
 
 
+def kept_waves(size: int, spacing: float, k_cutoff: float) -> int:
+    """How many of the waves 0, 1, ... along an axis may be within the cutoff.
+
+    Args:
+        size: Grid points along the axis.
+        spacing: The largest that they may have, Å.
+        k_cutoff: 1/Å.
+
+    Returns:
+        All that a grid has, at most.
+    """
+    return min(math.floor(size * spacing * k_cutoff / (2 * math.pi)), size // 2) + 1
+
+
 def check_shape(shape: tuple[int, int, int], rule: MeshRule) -> None:
     """Refuses meshes larger than any memory.
 

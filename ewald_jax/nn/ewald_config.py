@@ -194,16 +194,19 @@ class EwaldConfig:
         """Which wave vectors structures need, for `graph.Neighborhood`; None for fixed ones."""
         return self.wave_rule()
 
+    @property
+    def spacing(self) -> float:
+        """Largest spacing of the mesh, Å."""
+        chosen = (self.mesh_order, self.mesh_accuracy, self.k_cutoff)
+        return self.mesh_spacing or ks.mesh_spacing(*chosen)
+
     def wave_rule(self, alone: bool = False) -> ks.WaveRule | None:
         """As `waves`, with a choice of the sum if structures are `alone` in their batches."""
         if self.scheme != "radial":
             return None
         mesh = None
         if self.sum == "mesh" or (self.sum == "auto" and alone):
-            spacing = self.mesh_spacing or ks.mesh_spacing(
-                self.mesh_order, self.mesh_accuracy, self.k_cutoff
-            )
-            mesh = ks.MeshRule(self.mesh_order, spacing, self.sum == "mesh")
+            mesh = ks.MeshRule(self.mesh_order, self.spacing, self.sum == "mesh")
         width = 1 / (self.num_k_rbf - 1)
         return ks.WaveRule(self.k_cutoff, width, self.max_pair_nodes, self.max_kvecs, mesh)
 

@@ -45,15 +45,15 @@ class MeshSpace(NamedTuple):
         node_slot: [nodes] slot of each node.
         first: [rows, slots, 3] lowest grid point of each atom's window.
         weights: [rows, slots, order, order, order] of the points in it.
-        basis: [rows, k1, k2, k3_half, basis] of the filters.
-        size: [k3] waves along the last axis, of which `basis` has half.
+        basis: [rows, kept, k1, k2, basis] of the filters.
+        size: [k3] waves along the last axis, of which `basis` has those within the cutoff.
     """
 
     nodes: Int[Array, "rows slots"]
     node_slot: Int[Array, " nodes"]
     first: Int[Array, "rows slots 3"]
     weights: Float[Array, "rows slots order order order"]
-    basis: Float[Array, "rows k1 k2 k3_half basis"]
+    basis: Float[Array, "rows kept k1 k2 basis"]
     size: Int[Array, " k3"]
 
 
@@ -178,11 +178,12 @@ def _radial(
 def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshSpace:
     """Windows and filters of crystals, which all rows are."""
     indices, order = batch.mesh, config.mesh_order
+    kept = ks.kept_waves(len(indices[-1]), config.spacing, config.k_cutoff)
 
     # Of the filters' many exponentials only the values are kept.
     @jax.checkpoint
     def basis_of(cell):
-        options = (config.k_cutoff, config.num_k_rbf, config.channels, order)
+        options = (config.k_cutoff, config.num_k_rbf, config.channels, order, kept)
         return ks.mesh_basis(indices, cell, *options)
 
     def windows_of(positions, mask, cell, nodes):
