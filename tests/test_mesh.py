@@ -76,16 +76,16 @@ def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(rng):
     first, weights = kspace.grid_windows(jnp.asarray(scaled), shape, order)
     h, grid = (
         jnp.asarray(rng.normal(size=(41, 2))),
-        jnp.asarray(rng.normal(size=(2, *shape))),
+        jnp.asarray(rng.normal(size=(*shape, 2))),
     )
     spread = windows.spread(shape, first, weights, h)
-    expected = np.zeros((2, *shape))
+    expected = np.zeros((*shape, 2))
     for node in range(41):
         points = [(int(first[node, a]) + np.arange(order)) % shape[a] for a in range(3)]
-        update = np.asarray(h[node])[:, None, None, None] * np.asarray(weights[node])
-        np.add.at(expected, (slice(None), *np.ix_(*points)), update)
+        update = np.asarray(weights[node])[..., None] * np.asarray(h[node])
+        np.add.at(expected, np.ix_(*points), update)
     assert_close(spread, expected, 1e-13)
-    assert_close(jnp.sum(spread, axis=(1, 2, 3)), jnp.sum(h, axis=0), 1e-12)
+    assert_close(jnp.sum(spread, axis=(0, 1, 2)), jnp.sum(h, axis=0), 1e-12)
     both = jnp.sum(h * windows.gather(first, weights, grid))
     np.testing.assert_allclose(jnp.sum(spread * grid), both)
     np.testing.assert_allclose(
@@ -104,11 +104,12 @@ def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(rng):
 @pytest.mark.parametrize("kept", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(4, 5, 6), (5, 4, 7)], ids=["even", "odd"])
 def test_the_convolution_and_its_derivatives(shape, kept, rng):
-    grid = jnp.asarray(rng.normal(size=(2, *shape)))
+    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
     filter = rng.normal(size=(kept, *shape[:2]))
-    whole = np.zeros((*shape[:2], shape[2] // 2 + 1))
-    whole[..., :kept] = np.moveaxis(filter, 0, -1)
-    expected = np.fft.irfftn(np.fft.rfftn(grid, axes=(1, 2, 3)) * whole, shape, (1, 2, 3))
+    whole = np.zeros((*shape[:2], shape[2] // 2 + 1, 1))
+    whole[:, :, :kept, 0] = np.moveaxis(filter, 0, -1)
+    axes = (0, 1, 2)
+    expected = np.fft.irfftn(np.fft.rfftn(grid, axes=axes) * whole, shape, axes)
     assert_close(mesh.convolve(grid, jnp.asarray(filter)), expected, 1e-13)
     check_grads(mesh.convolve, (grid, jnp.asarray(filter)), 2, ["rev"])
 

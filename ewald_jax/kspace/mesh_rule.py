@@ -41,8 +41,8 @@ _ALIASES = np.arange(1, 33)
 
 # Times per feature on one CPU core, in those of one operation of a matrix product: of an
 # operation of a transform, and of one point of a window.
-_TRANSFORM = 8.0
-_WINDOW = 50.0
+_TRANSFORM = 5.0
+_WINDOW = 32.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def mesh_pays(
     The direct sum takes 8 nodes x kvecs operations in matrix products for each feature. The
     mesh takes two transforms of 2.5 points log2(points) operations, which are slower, and two
     passes over the windows of nodes x order^3 points, which wait for memory. At 0.05 atoms per
-    cubic Å and k_cutoff = 2 / Å they meet between 3000 and 5000 atoms.
+    cubic Å and k_cutoff = 2 / Å they meet at some 2000 atoms.
 
     Args:
         n_node: Atoms.

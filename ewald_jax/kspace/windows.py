@@ -37,7 +37,7 @@ def spread(
     first: Int[Array, "nodes 3"],
     weights: Float[Array, "nodes order order order"],
     h: Float[Array, "nodes feat"],
-) -> Float[Array, "feat k1 k2 k3"]:
+) -> Float[Array, "k1 k2 k3 feat"]:
     """Node features on the grid.
 
     Args:
@@ -80,15 +80,14 @@ def spread(
     for axis, size in enumerate(shape):
         over = jax.lax.slice_in_dim(grid, size, size + halo, axis=axis)
         grid = grid.at[_along(axis, 0, halo)].add(over)
-    inside = tuple(slice(0, size) for size in shape)
-    return jnp.moveaxis(grid[inside], -1, 0)
+    return grid[tuple(slice(0, size) for size in shape)]
 
 
 @jax.custom_vjp
 def gather(
     first: Int[Array, "nodes 3"],
     weights: Float[Array, "nodes order order order"],
-    grid: Float[Array, "feat k1 k2 k3"],
+    grid: Float[Array, "k1 k2 k3 feat"],
 ) -> Float[Array, "nodes feat"]:
     """The values of a grid at the atoms.
 
@@ -117,7 +116,7 @@ def overlap(
     order: int,
     first: Int[Array, "nodes 3"],
     h: Float[Array, "nodes feat"],
-    grid: Float[Array, "feat k1 k2 k3"],
+    grid: Float[Array, "k1 k2 k3 feat"],
 ) -> Float[Array, "nodes order order order"]:
     """Products of each atom's features with the grid points around it.
 
@@ -147,11 +146,10 @@ def _looked_up(
     combine: Callable[[Array, Array], Array],
 ) -> Array:
     """`combine` of each atom's window [p^3, feat] and value."""
-    halo, (feat, *shape) = order - 1, grid.shape
-    # Features last, and the first points once more behind the last ones, in place.
+    halo, (*shape, feat) = order - 1, grid.shape
+    # The first points once more behind the last ones, in place.
     padded = jnp.zeros((*(n + halo for n in shape), feat), grid.dtype)
-    inside = tuple(slice(0, size) for size in shape)
-    grid = padded.at[inside].set(jnp.moveaxis(grid, 0, -1))
+    grid = padded.at[tuple(slice(0, size) for size in shape)].set(grid)
     for axis, size in enumerate(shape):
         again = jax.lax.slice_in_dim(grid, 0, halo, axis=axis)
         grid = grid.at[_along(axis, size, size + halo)].set(again)
@@ -229,7 +227,7 @@ def _gather_forward(first, weights, grid):
 
 def _gather_backward(kept, slope):
     first, weights, grid = kept
-    order, shape = weights.shape[-1], grid.shape[1:]
+    order, shape = weights.shape[-1], grid.shape[:-1]
     return None, overlap(order, first, slope, grid), spread(shape, first, weights, slope)
 
 
@@ -239,7 +237,7 @@ def _overlap_forward(order, first, h, grid):
 
 def _overlap_backward(order, kept, slope):
     first, h, grid = kept
-    return None, gather(first, slope, grid), spread(grid.shape[1:], first, slope, h)
+    return None, gather(first, slope, grid), spread(grid.shape[:-1], first, slope, h)
 
 
 spread.defvjp(_spread_forward, _spread_backward)
