@@ -124,7 +124,9 @@ def known_split(frames: Sequence[ase.Atoms], seed: int = 4) -> dict[str, list[as
 
 
 def sizes(frames: Sequence[ase.Atoms]) -> str:
-    """Mean sizes of energies and force components: the errors of who predicts zero."""
+    """Mean sizes of energies (eV) and force components: the mean errors of predicting zero."""
+    if not frames:
+        return "none"
     energy = np.mean([abs(atoms.info["energy"]) for atoms in frames])
     forces = np.mean(np.abs(np.concatenate([atoms.arrays["forces"] for atoms in frames])))
     return f"energies of {1e3 * energy:.0f} meV, forces of {1e3 * forces:.1f} meV/Å"

@@ -44,11 +44,12 @@ def exact_message(h, positions, cell, down):
     return kspace.ewald_message(h, positions, kvecs, filters, prefactor=scale)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def message_on(shape, order, h, positions, cell, down):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="num_waves")
+def message_on(shape, order, h, positions, cell, down, num_waves=None):
+    """With all waves of the grid, or only the first along the last axis."""
     indices = tuple(jnp.asarray(np.round(n * np.fft.fftfreq(n)), int) for n in shape)
-    kept = shape[-1] // 2 + 1
-    basis = kspace.mesh_basis(indices, cell, K_CUTOFF, NUM_RBF, CHANNELS, order, kept)
+    num_waves = num_waves or shape[-1] // 2 + 1
+    basis = kspace.mesh_basis(indices, cell, K_CUTOFF, NUM_RBF, CHANNELS, order, num_waves)
     first, weights = kspace.grid_windows(kspace.fractional(positions, cell), shape, order)
     return kspace.mesh_message(
         h, first, weights, jnp.moveaxis(basis @ down, -1, 0), shape[-1]
@@ -70,8 +71,9 @@ def test_weights_are_those_of_cardinal_b_splines(order):
     np.testing.assert_allclose(np.sum(found, axis=1), 1)
 
 
-def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(rng):
-    shape, order = (7, 6, 9), 4
+@pytest.mark.parametrize("shape", [(7, 6, 9), (4, 6, 4)], ids=["large", "least"])
+def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(shape, rng):
+    order = 4
     scaled = np.concatenate([rng.uniform(-3, 3, (40, 3)), [[0, -1e-18, 1 - 1e-17]]])
     first, weights = kspace.grid_windows(jnp.asarray(scaled), shape, order)
     h, grid = (
@@ -99,15 +101,20 @@ def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(rng):
         )
         assert_close(windows.spread(shape, first, weights, h), expected, 1e-13)
         np.testing.assert_allclose(jnp.sum(h * windows.gather(first, weights, grid)), both)
+        overlap = windows.overlap(order, first, h, grid)
+        np.testing.assert_allclose(jnp.sum(weights * overlap), both)
 
 
-@pytest.mark.parametrize("kept", [1, 3, 4])
+@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("num_waves", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(4, 5, 6), (5, 4, 7)], ids=["even", "odd"])
-def test_the_convolution_and_its_derivatives(shape, kept, rng):
+def test_the_convolution_and_its_derivatives(shape, num_waves, long, rng, monkeypatch):
+    if long:  # with fast transforms along the last axis, too
+        monkeypatch.setattr(mesh, "_PRODUCTS", 5)
     grid = jnp.asarray(rng.normal(size=(*shape, 2)))
-    filter = rng.normal(size=(kept, *shape[:2]))
+    filter = rng.normal(size=(num_waves, *shape[:2]))
     whole = np.zeros((*shape[:2], shape[2] // 2 + 1, 1))
-    whole[:, :, :kept, 0] = np.moveaxis(filter, 0, -1)
+    whole[:, :, :num_waves, 0] = np.moveaxis(filter, 0, -1)
     axes = (0, 1, 2)
     expected = np.fft.irfftn(np.fft.rfftn(grid, axes=axes) * whole, shape, axes)
     assert_close(mesh.convolve(grid, jnp.asarray(filter)), expected, 1e-13)
@@ -135,7 +142,10 @@ def test_error_is_within_the_bound_and_falls_as_promised(rng):
         for spacing in spacings:
             rule = kspace.MeshRule(order, spacing * mesh_rule.MARGIN)
             shape = mesh_rule.mesh_shape(cell, rule)
-            message = message_on(shape, order, h, positions, jnp.asarray(cell), down)
+            num_waves = kspace.waves_within(shape[-1], rule.spacing, K_CUTOFF)
+            message = message_on(
+                shape, order, h, positions, jnp.asarray(cell), down, num_waves=num_waves
+            )
             actual = np.max(np.linalg.norm(cell, axis=1) / shape)
             both = np.split(np.abs(message - exact), 2, axis=1)
             errors = [np.max(e) / scale for e, scale in zip(both, scales, strict=True)]
@@ -146,6 +156,19 @@ def test_error_is_within_the_bound_and_falls_as_promised(rng):
                 assert max(errors) < 3 * max(before[1]) / finer
             before = actual, errors
     assert max(errors) < 1e-7
+
+
+def test_waves_within_the_cutoff_are_all_there(rng):
+    """Also of a cell that has grown as far as it may; others are left out."""
+    for spacing in (0.8, 1.3):
+        rule = kspace.MeshRule(6, spacing)
+        for _ in range(10):
+            cell = random_cell(rng, size=9.0, skew=0.4)
+            size = mesh_rule.mesh_shape(cell, rule)[-1]
+            grown = kspace.lattice_sphere(0.9999 * mesh_rule.MARGIN * cell, 2.0)
+            num_waves = kspace.waves_within(size, spacing, 2.0)
+            assert np.max(np.abs(grown[:, 2])) < num_waves < size // 2 + 1
+    assert kspace.waves_within(8, np.pi, 2.0) == 5
 
 
 def test_bound_and_spacing_agree():
@@ -283,6 +306,13 @@ def test_large_crystals_alone_take_the_mesh():
     assert neighborhood(model_of("mesh")).waves.mesh.always
 
 
+def test_where_the_mesh_begins_to_pay():
+    rule = EwaldConfig(scheme="radial", k_cutoff=2.0).wave_rule(alone=True)
+    for nodes, on_mesh in ((1500, False), (3000, True)):
+        found = kspace.wave_set(*water_like(nodes), np.ones(3), rule)
+        assert any(found.mesh) == on_mesh
+
+
 def test_mesh_is_fine_enough_and_of_quick_sizes():
     rule = neighborhood(model_of("mesh", mesh_spacing=0.7)).waves
     cell = cell_of(40.0)
@@ -308,6 +338,12 @@ def test_a_changing_cell_costs_no_compilation():
         strained.calc = atoms.calc
         energies.append(strained.get_potential_energy())
     assert atoms.calc.compilations == 1 and len(set(energies)) == 5
+    # The waves of the first cell do for the one that grew.
+    fresh = transformed(atoms, 1.03 * np.eye(3))
+    fresh.calc = EwaldCalculator(model, params)
+    np.testing.assert_allclose(energies[3], fresh.get_potential_energy(), rtol=1e-4)
+    largest = max(energies) - min(energies)
+    assert abs(energies[3] - fresh.get_potential_energy()) < 0.01 * largest
 
 
 # -- refusals --------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class ScalingTiming:
         compiled_gb: Temporary and output buffers that XLA reserves, GB; not what transforms
             and loops over atoms allocate themselves.
         resident_gb: Measured peak of the process above its state before the first call, GB;
-            None where the system cannot tell.
+            None where the system cannot tell, or memory was left from a case before.
     """
 
     atoms: int
@@ -272,6 +272,8 @@ def _timed(cases: Sequence[_Case], repeats: int, clock: str) -> list[ScalingTimi
     out = []
     for case, peak, seconds in zip(cases, resident, timed, strict=True):
         median, spread = median_and_spread(seconds)
+        if peak is not None and 1e6 * peak < case.compiled_bytes / 2:
+            peak = None
         graph, waves = case.structure.graph, case.structure.waves
         number = int(graph.n_node[0])
         out.append(

@@ -34,9 +34,9 @@ from ewald_jax.kspace.mesh_rule import (
     MeshRule,
     check_mesh,
     fast_shape,
-    kept_waves,
     mesh_error,
     mesh_spacing,
+    waves_within,
 )
 from ewald_jax.kspace.open import (
     open_message,
@@ -80,7 +80,6 @@ __all__ = [
     "gaussian_rbf",
     "grid_windows",
     "half_box",
-    "kept_waves",
     "lattice_kvecs",
     "lattice_phases",
     "lattice_sphere",
@@ -109,6 +108,7 @@ __all__ = [
     "svd_frame",
     "turn_phases",
     "voxel_grid",
+    "waves_within",
     "wave_set",
     "wave_vectors",
 ]

@@ -8,8 +8,9 @@ points closer than pi / k_cutoff all its waves are on the grid, k = 0 included, 
 of the error is aliasing, see `mesh_rule.mesh_error`. Derivatives are exactly those of the
 message on the grid; so the forces on all atoms add up to zero only within the error.
 
-Of the waves along the last axis only those within the cutoff are computed, some two fifths at
-the usual spacings: by matrix products, before fast transforms of the other two axes.
+Of the waves along the last axis only those within the cutoff are computed, some three fifths at
+the default order and accuracy: by matrix products, before fast transforms of the other two
+axes. (This and the order of the arrays is what was fastest on CPUs.)
 
 Source: Essmann et al., J. Chem. Phys. 103, 8577 (1995); there one charge per atom, and the
 Coulomb filter. The factor b is that of the continuous transform, sinc^p, as in Hockney and
@@ -31,6 +32,9 @@ from ewald_jax.typing import Array, Float, Int
 _FULL = jax.lax.Precision.HIGHEST
 """TF32 would lose what the mesh is fine enough for."""
 
+_PRODUCTS = 256
+"""Points along the last axis up to which products with all waves beat a fast transform."""
+
 _FEATURES = 16
 """Features on grids at the same time: with more a CPU's cache holds fewer of the points that an
 atom sees, with fewer the atoms' weights are read more often."""
@@ -43,9 +47,11 @@ def mesh_basis(
     num_rbf: int,
     channels: tuple[str, ...],
     order: int,
-    kept: int,
-) -> Float[Array, "kept k1 k2 basis"]:
+    num_waves: int,
+) -> Float[Array, "num_waves k1 k2 basis"]:
     """Basis of the filters at the waves of a grid, over the B-splines' factor squared.
+
+    The last axis comes first: fast transforms act on the last two.
 
     Args:
         indices: Of the waves along each reciprocal lattice vector, as `numpy.fft.fftfreq` has
@@ -55,17 +61,17 @@ def mesh_basis(
         num_rbf: Gaussians.
         channels: Of `CHANNELS`.
         order: Of the B-splines.
-        kept: Of the last axis the waves 0 to kept - 1, from `mesh_rule.kept_waves`; the others
-            are beyond the cutoff.
+        num_waves: Of the last axis, from `mesh_rule.waves_within`: 0 to num_waves - 1; the
+            others are beyond the cutoff.
 
     Returns:
         Values times the message's c.
     """
     shape = tuple(len(n) for n in indices)
-    indices = (*indices[:2], indices[2][:kept])
+    indices = (*indices[:2], indices[2][:num_waves])
     x, y, z = (fourier_factor(size, order) ** 2 for size in shape)
     # Along each axis at most (pi / 2)^(2 p), which float32 holds.
-    factor = z[:kept, None, None] * x[None, :, None] * y[None, None, :]
+    factor = z[:num_waves, None, None] * x[None, :, None] * y[None, None, :]
     reciprocal = reciprocal_cell(cell)
     sides = [
         n.astype(cell.dtype)[:, None] * row[None]
@@ -83,7 +89,7 @@ def mesh_message(
     h: Float[Array, "nodes feat"],
     first: Int[Array, "nodes 3"],
     weights: Float[Array, "nodes order order order"],
-    filters: Float[Array, "heads kept k1 k2"],
+    filters: Float[Array, "heads num_waves k1 k2"],
     size: int,
 ) -> Float[Array, "nodes feat"]:
     """The message of one crystal, one filter for each head of the features.
@@ -126,17 +132,17 @@ def mesh_message(
 
 @jax.custom_vjp
 def convolve(
-    grid: Float[Array, "k1 k2 k3 feat"], filter: Float[Array, "kept k1 k2"]
+    grid: Float[Array, "k1 k2 k3 feat"], filter: Float[Array, "num_waves k1 k2"]
 ) -> Float[Array, "k1 k2 k3 feat"]:
     """A real filter in Fourier space; symmetric in the grid.
 
-    The derivative by the filter is `correlate`, and that of `correlate` is this again: in
-    reverse mode each costs what the sums do, where transforms themselves are complex.
+    The derivative by the filter is `correlate`, and that of `correlate` is this again. JAX's
+    own derivatives would keep and transform complex grids.
 
     Args:
         grid: Periodic.
-        filter: Of the waves of which the last index is 0 to kept - 1, and of those that are
-            complex conjugates of them; the others are left out.
+        filter: Of the waves of which the last index is 0 to num_waves - 1, and of those that
+            are complex conjugates of them; the others are left out.
 
     Returns:
         A grid.
@@ -146,54 +152,68 @@ def convolve(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def correlate(
-    kept: int, a: Float[Array, "k1 k2 k3 feat"], b: Float[Array, "k1 k2 k3 feat"]
-) -> Float[Array, "kept k1 k2"]:
-    """Sum over features of the spectra's products: of <a, convolve(b, filter)> by the filter.
+    num_waves: int, a: Float[Array, "k1 k2 k3 feat"], b: Float[Array, "k1 k2 k3 feat"]
+) -> Float[Array, "num_waves k1 k2"]:
+    """Sum over features of the spectra's products: derivative of <a, convolve(b, filter)>.
 
     Args:
-        kept: Waves along the last axis.
+        num_waves: Along the last axis.
         a: A grid.
         b: Another.
 
     Returns:
-        For each wave that is kept.
+        By each value of the filter.
     """
     shape = a.shape[:3]
-    a, b = _waves(a, kept), _waves(b, kept)
+    a, b = _waves(a, num_waves), _waves(b, num_waves)
     products = jnp.sum(a.real * b.real + a.imag * b.imag, axis=0)
-    times = _times(kept, shape[-1]) / np.prod(shape)
-    return products * jnp.asarray(times, products.dtype)[:, None, None]
+    weights = _multiplicity(num_waves, shape[-1]) / np.prod(shape)
+    return products * jnp.asarray(weights, products.dtype)[:, None, None]
 
 
-def _times(kept: int, size: int) -> Float[np.ndarray, " kept"]:
+def _multiplicity(num_waves: int, size: int) -> Float[np.ndarray, " num_waves"]:
     """How often a wave counts: with its complex conjugate, unless that is itself."""
-    wave = np.arange(kept)
+    wave = np.arange(num_waves)
     return np.where((wave == 0) | (2 * wave == size), 1.0, 2.0)
 
 
-def _turns(kept: int, size: int) -> Float[np.ndarray, "2*kept size"]:
+def _wave_table(num_waves: int, size: int) -> Float[np.ndarray, "two_num_waves size"]:
     """Real and imaginary parts of the waves along the last axis, in float64."""
-    angle = 2 * np.pi / size * (np.outer(np.arange(kept), np.arange(size)) % size)
+    product = np.outer(np.arange(num_waves), np.arange(size)) % size
+    angle = 2 * np.pi / size * product
     return np.concatenate([np.cos(angle), -np.sin(angle)])
 
 
-def _waves(grid: Array, kept: int) -> Array:
-    """[feat, kept, k1, k2] of a grid."""
-    # Within planes, which are in the cache: all at once would take twice as long.
+def _waves(grid: Array, num_waves: int) -> Array:
+    """[feat, num_waves, k1, k2] of a grid."""
+    # Features first within each plane, which is in the cache. Without the barrier XLA makes one
+    # pass over the whole grid of this and the next transpose, which takes twice as long.
     grid = jax.lax.optimization_barrier(jnp.moveaxis(grid, -1, 1))
-    turns = jnp.asarray(_turns(kept, grid.shape[-1]), grid.dtype)
-    parts = jnp.einsum("kz,xfyz->fkxy", turns, grid, precision=_FULL)
-    return jnp.fft.fft2(jax.lax.complex(parts[:, :kept], parts[:, kept:]))
+    size = grid.shape[-1]
+    if size > _PRODUCTS:
+        waves = jnp.fft.rfft(grid, axis=-1)[..., :num_waves]
+        waves = jnp.moveaxis(waves, (0, -1), (2, 1))
+    else:
+        table = jnp.asarray(_wave_table(num_waves, size), grid.dtype)
+        parts = jnp.einsum("kz,xfyz->fkxy", table, grid, precision=_FULL)
+        waves = jax.lax.complex(parts[:, :num_waves], parts[:, num_waves:])
+    return jnp.fft.fft2(waves)
 
 
 def _back(waves: Array, size: int) -> Array:
     """The grid of `_waves`."""
-    kept = waves.shape[1]
+    num_waves = waves.shape[1]
     waves = jnp.fft.ifft2(waves)
-    turns = np.tile(_times(kept, size) / size, 2)[:, None] * _turns(kept, size)
-    parts = jnp.concatenate([waves.real, waves.imag], axis=1)
-    turns = jnp.asarray(turns, parts.dtype)
-    grid = jnp.einsum("kz,fkxy->xfyz", turns, parts, precision=_FULL)
+    if size > _PRODUCTS:
+        # Waves that are not there are zeros.
+        grid = jnp.fft.irfft(jnp.moveaxis(waves, (2, 1), (0, -1)), size, axis=-1)
+    else:
+        weights = np.tile(_multiplicity(num_waves, size) / size, 2)
+        table = weights[:, None] * _wave_table(num_waves, size)
+        parts = jnp.concatenate([waves.real, waves.imag], axis=1)
+        table = jnp.asarray(table, parts.dtype)
+        grid = jnp.einsum("kz,fkxy->xfyz", table, parts, precision=_FULL)
+    # As in `_waves`.
     return jnp.moveaxis(jax.lax.optimization_barrier(grid), 1, -1)
 
 
@@ -206,12 +226,12 @@ def _convolve_backward(kept, slope):
     return convolve(slope, filter), correlate(len(filter), grid, slope)
 
 
-def _correlate_forward(kept, a, b):
-    return correlate(kept, a, b), kept_of(a, b)
+def _correlate_forward(num_waves, a, b):
+    return correlate(num_waves, a, b), kept_of(a, b)
 
 
-def _correlate_backward(kept, grids, slope):
-    a, b = grids
+def _correlate_backward(num_waves, kept, slope):
+    a, b = kept
     return convolve(b, slope), convolve(a, slope)
 
 

@@ -127,16 +127,20 @@ def mesh_shape(cell: Float[np.ndarray, "3 3"], rule: MeshRule) -> tuple[int, int
     return fast_shape(np.maximum(lengths * MARGIN / rule.spacing, rule.order))
 
 
-def kept_waves(size: int, spacing: float, k_cutoff: float) -> int:
-    """How many of the waves 0, 1, ... along an axis may be within the cutoff.
+def waves_within(size: int, spacing: float, k_cutoff: float) -> int:
+    r"""How many of the waves 0, 1, ... along a lattice vector a may be within the cutoff.
+
+    As :math:`n = k \cdot a / 2\pi`, those up to :math:`k_c |a| / 2\pi`: enough for a lattice
+    vector of at most size x spacing, which `mesh_shape` sees to if the grid is made by the same
+    rule, also after the cell has grown by `MARGIN`.
 
     Args:
-        size: Grid points along the axis.
-        spacing: The largest that they may have, Å.
+        size: Grid points along the lattice vector.
+        spacing: Of the rule, Å.
         k_cutoff: 1/Å.
 
     Returns:
-        All that a grid has, at most.
+        At most all that a grid has.
     """
     return min(math.floor(size * spacing * k_cutoff / (2 * math.pi)), size // 2) + 1
 
@@ -166,7 +170,8 @@ def mesh_pays(
     """Whether the mesh is faster than the direct sum.
 
     The direct sum takes 8 nodes x kvecs operations in matrix products for each feature. The
-    mesh takes two transforms of 2.5 points log2(points) operations, which are slower, and two
+    mesh takes what amounts to two transforms of 2.5 points log2(points) operations, which are
+    slower (`kspace.mesh` does part of them by products), and two
     passes over the windows of nodes x order^3 points, which wait for memory. At 0.05 atoms per
     cubic Å and k_cutoff = 2 / Å they meet at some 2000 atoms.
 

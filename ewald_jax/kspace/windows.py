@@ -79,7 +79,8 @@ def spread(
     # place.
     for axis, size in enumerate(shape):
         over = jax.lax.slice_in_dim(grid, size, size + halo, axis=axis)
-        grid = grid.at[_along(axis, 0, halo)].add(over)
+        over += jax.lax.slice_in_dim(grid, 0, halo, axis=axis)
+        grid = jax.lax.dynamic_update_slice_in_dim(grid, over, 0, axis)
     return grid[tuple(slice(0, size) for size in shape)]
 
 
@@ -147,12 +148,11 @@ def _looked_up(
 ) -> Array:
     """`combine` of each atom's window [p^3, feat] and value."""
     halo, (*shape, feat) = order - 1, grid.shape
-    # The first points once more behind the last ones, in place.
-    padded = jnp.zeros((*(n + halo for n in shape), feat), grid.dtype)
-    grid = padded.at[tuple(slice(0, size) for size in shape)].set(grid)
+    # The first points once more behind the last ones, there in place.
+    grid = jnp.pad(grid, (*((0, halo),) * 3, (0, 0)))
     for axis, size in enumerate(shape):
         again = jax.lax.slice_in_dim(grid, 0, halo, axis=axis)
-        grid = grid.at[_along(axis, size, size + halo)].set(again)
+        grid = jax.lax.dynamic_update_slice_in_dim(grid, again, size, axis)
     numbers = jax.lax.GatherDimensionNumbers((1, 2, 3, 4), (), (0, 1, 2))
     sizes = (order, order, order, feat)
 
@@ -175,11 +175,6 @@ def _looked_up(
     return jax.lax.platform_dependent(
         grid, first, values, cpu=one_by_one, default=in_blocks
     )
-
-
-def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:
-    """Index of some of the points of one axis of a grid."""
-    return (slice(None),) * axis + (slice(start, stop),)
 
 
 def _corner(first: Array) -> tuple[Array, ...]:

@@ -36,13 +36,13 @@ class LowRank(NamedTuple):
             [rows, kvecs, bottleneck] with the weights of the vectors.
         kernel: [rows, slots, slots, bottleneck] their kernels between the atoms of molecules,
             None if there are none in pair form.
-        mesh: [rows, bottleneck, kept, k1, k2] their values at the waves of a mesh, None if
+        mesh: [rows, bottleneck, num_waves, k1, k2] their values at the waves of a mesh, None if
             there is none.
     """
 
     waves: Float[Array, "*rows kvecs bottleneck"]
     kernel: Float[Array, "rows slots slots bottleneck"] | None = None
-    mesh: Float[Array, "rows bottleneck kept k1 k2"] | None = None
+    mesh: Float[Array, "rows bottleneck num_waves k1 k2"] | None = None
 
 
 class EwaldFilter(nn.Module):

@@ -195,8 +195,8 @@ class EwaldConfig:
         return self.wave_rule()
 
     @property
-    def spacing(self) -> float:
-        """Largest spacing of the mesh, Å."""
+    def grid_spacing(self) -> float:
+        """radial: `mesh_spacing`, or the largest with `mesh_accuracy`, Å."""
         chosen = (self.mesh_order, self.mesh_accuracy, self.k_cutoff)
         return self.mesh_spacing or ks.mesh_spacing(*chosen)
 
@@ -206,7 +206,7 @@ class EwaldConfig:
             return None
         mesh = None
         if self.sum == "mesh" or (self.sum == "auto" and alone):
-            mesh = ks.MeshRule(self.mesh_order, self.spacing, self.sum == "mesh")
+            mesh = ks.MeshRule(self.mesh_order, self.grid_spacing, self.sum == "mesh")
         width = 1 / (self.num_k_rbf - 1)
         return ks.WaveRule(self.k_cutoff, width, self.max_pair_nodes, self.max_kvecs, mesh)
 

@@ -45,7 +45,7 @@ class MeshSpace(NamedTuple):
         node_slot: [nodes] slot of each node.
         first: [rows, slots, 3] lowest grid point of each atom's window.
         weights: [rows, slots, order, order, order] of the points in it.
-        basis: [rows, kept, k1, k2, basis] of the filters.
+        basis: [rows, num_waves, k1, k2, basis] of the filters.
         size: [k3] waves along the last axis, of which `basis` has those within the cutoff.
     """
 
@@ -53,7 +53,7 @@ class MeshSpace(NamedTuple):
     node_slot: Int[Array, " nodes"]
     first: Int[Array, "rows slots 3"]
     weights: Float[Array, "rows slots order order order"]
-    basis: Float[Array, "rows kept k1 k2 basis"]
+    basis: Float[Array, "rows num_waves k1 k2 basis"]
     size: Int[Array, " k3"]
 
 
@@ -178,13 +178,13 @@ def _radial(
 def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshSpace:
     """Windows and filters of crystals, which all rows are."""
     indices, order = batch.mesh, config.mesh_order
-    kept = ks.kept_waves(len(indices[-1]), config.spacing, config.k_cutoff)
+    num_waves = ks.waves_within(len(indices[-1]), config.grid_spacing, config.k_cutoff)
 
     # Of the filters' many exponentials only the values are kept.
     @jax.checkpoint
     def basis_of(cell):
-        options = (config.k_cutoff, config.num_k_rbf, config.channels, order, kept)
-        return ks.mesh_basis(indices, cell, *options)
+        options = (config.k_cutoff, config.num_k_rbf, config.channels, order)
+        return ks.mesh_basis(indices, cell, *options, num_waves)
 
     def windows_of(positions, mask, cell, nodes):
         scaled = ks.fractional(ks.centre(positions, mask), cell)
