@@ -78,7 +78,7 @@ def relink(text: str, folder: Path) -> str:
             return match[0]
         place = folder / path
         if place.suffix == ".png":
-            return f"{bang}[{words}](images/{place.name})"
+            return f"{bang}[{words}](images/{picture_name(place)})"
         if place == Path("experiments/README.md"):
             return f"[{words}](experiments.md{'#' + anchor if anchor else ''})"
         return words
@@ -88,7 +88,12 @@ def relink(text: str, folder: Path) -> str:
 
 def pictures(root: Path = ROOT) -> list[Path]:
     """Pictures that pages may show."""
-    return sorted((root / "experiments" / "results").glob("*.png"))
+    return sorted((root / "experiments" / "results").rglob("*.png"))
+
+
+def picture_name(path: Path) -> str:
+    """Name on the site, with that of the study, as all studies call their pictures alike."""
+    return "_".join(path.parts[path.parts.index("results") + 1 :])
 
 
 def notebook_files(root: Path = ROOT) -> list[Path]:

@@ -16,13 +16,10 @@ _BAR = '<mo stretchy="false" lspace="0" rspace="0">|</mo>'
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pictures and notebooks of the repository, which pages link to."""
-    for folder, paths in (
-        ("images", generate.pictures()),
-        ("notebooks", generate.notebook_files()),
-    ):
-        for path in paths:
-            name = f"{folder}/{path.name}"
-            files.append(File.generated(config, name, abs_src_path=str(path)))
+    paths = {f"images/{generate.picture_name(path)}": path for path in generate.pictures()}
+    paths |= {f"notebooks/{path.name}": path for path in generate.notebook_files()}
+    for name, path in paths.items():
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 

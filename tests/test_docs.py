@@ -200,6 +200,10 @@ def test_sections_keep_their_links():
     assert (
         generate.relink("![p](results/q.png)", Path("experiments")) == "![p](images/q.png)"
     )
+    shown = generate.relink("![p](results/study/q.png)", Path("experiments"))
+    assert shown == "![p](images/study_q.png)"
+    names = [generate.picture_name(path) for path in generate.pictures()]
+    assert len(set(names)) == len(names)
     with pytest.raises(KeyError, match="no section 'Nothing'"):
         generate.from_file(REPOSITORY, "README.md", "Nothing")
 
