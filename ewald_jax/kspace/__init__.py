@@ -108,7 +108,7 @@ __all__ = [
     "svd_frame",
     "turn_phases",
     "voxel_grid",
-    "waves_within",
     "wave_set",
     "wave_vectors",
+    "waves_within",
 ]

@@ -171,9 +171,9 @@ def mesh_pays(
 
     The direct sum takes 8 nodes x kvecs operations in matrix products for each feature. The
     mesh takes what amounts to two transforms of 2.5 points log2(points) operations, which are
-    slower (`kspace.mesh` does part of them by products), and two
-    passes over the windows of nodes x order^3 points, which wait for memory. At 0.05 atoms per
-    cubic Å and k_cutoff = 2 / Å they meet at some 2000 atoms.
+    slower (`kspace.mesh` does part of them by products), and two passes over the windows of
+    nodes x order^3 points, which wait for memory. At 0.05 atoms per cubic Å and
+    k_cutoff = 2 / Å they meet at some 2000 atoms.
 
     Args:
         n_node: Atoms.
