@@ -46,14 +46,13 @@ def exact_message(h, positions, cell, down):
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="num_waves")
 def message_on(shape, order, h, positions, cell, down, num_waves=None):
-    """With all waves of the grid, or only the first along the last axis."""
+    """With all waves of the grid, or only the first ones along its first axis."""
     indices = tuple(jnp.asarray(np.round(n * np.fft.fftfreq(n)), int) for n in shape)
-    num_waves = num_waves or shape[-1] // 2 + 1
+    num_waves = num_waves or shape[0] // 2 + 1
     basis = kspace.mesh_basis(indices, cell, K_CUTOFF, NUM_RBF, CHANNELS, order, num_waves)
-    first, weights = kspace.grid_windows(kspace.fractional(positions, cell), shape, order)
-    return kspace.mesh_message(
-        h, first, weights, jnp.moveaxis(basis @ down, -1, 0), shape[-1]
-    )
+    places = kspace.grid_places(kspace.fractional(positions, cell), shape)
+    filters = jnp.moveaxis(basis @ down, -1, 0)
+    return kspace.mesh_message(h, *places, filters, order, shape[0])
 
 
 # -- functions -------------------------------------------------------------------------------
@@ -69,54 +68,82 @@ def test_weights_are_those_of_cardinal_b_splines(order):
     found = bspline.spline_weights(jnp.asarray(offset), order)
     np.testing.assert_allclose(found, spline(places), atol=1e-12)
     np.testing.assert_allclose(np.sum(found, axis=1), 1)
+    tables = bspline.spline_tables(jnp.asarray(offset), order, 3)
+    assert tables.shape == (5, 4, order)
+    np.testing.assert_allclose(tables[:, 0], found)
+    weights, inside = lambda x: bspline.spline_weights(x, order), jnp.asarray(offset[1:-1])
+    for degree in (1, 2, 3):  # also of degrees that have only zeros
+        weights = jax.jacfwd(weights)
+        expected = jax.vmap(weights)(inside)
+        np.testing.assert_allclose(tables[1:-1, degree], expected, atol=1e-12)
 
 
+@pytest.fixture(params=["one by one", "in blocks"])
+def taken(request, monkeypatch):
+    """How atoms are taken: as on CPUs, and as on accelerators."""
+    if request.param == "in blocks":
+        monkeypatch.setattr(windows, "_BLOCK", 7 * 4**3 * 2)
+        monkeypatch.setattr(
+            jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args)
+        )
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(7, 6, 9), (4, 6, 4)], ids=["large", "least"])
-def test_spreading_is_the_transpose_of_gathering_and_both_are_periodic(shape, rng):
-    order = 4
+def test_spreading_and_gathering_of_all_derivatives(shape, degree, taken, rng):
+    """Against sums over each atom's points; on a periodic grid; each other's transpose."""
+    order, parts = 4, windows.parts_of(degree)
     scaled = np.concatenate([rng.uniform(-3, 3, (40, 3)), [[0, -1e-18, 1 - 1e-17]]])
-    first, weights = kspace.grid_windows(jnp.asarray(scaled), shape, order)
-    h, grid = (
-        jnp.asarray(rng.normal(size=(41, 2))),
-        jnp.asarray(rng.normal(size=(*shape, 2))),
-    )
-    spread = windows.spread(shape, first, weights, h)
+    first, offset = kspace.grid_places(jnp.asarray(scaled), shape)
+    tables = np.asarray(bspline.spline_tables(offset, order, degree))
+    h = jnp.asarray(rng.normal(size=(41, len(parts), 2)))
+    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
+    spread = windows.spread_parts(shape, order, degree, first, offset, h)
+    gathered = windows.gather_parts(shape, order, degree, first, offset, grid)
     expected = np.zeros((*shape, 2))
     for node in range(41):
         points = [(int(first[node, a]) + np.arange(order)) % shape[a] for a in range(3)]
-        update = np.asarray(weights[node])[..., None] * np.asarray(h[node])
-        np.add.at(expected, np.ix_(*points), update)
+        for place, part in enumerate(parts):
+            sides = (tables[node, a, n] for a, n in enumerate(part))
+            weights = np.einsum("x,y,z->xyz", *sides)[..., None]
+            np.add.at(expected, np.ix_(*points), weights * np.asarray(h[node, place]))
+            value = np.sum(weights * np.asarray(grid)[np.ix_(*points)], axis=(0, 1, 2))
+            np.testing.assert_allclose(gathered[node, place], value, atol=1e-12)
     assert_close(spread, expected, 1e-13)
-    assert_close(jnp.sum(spread, axis=(0, 1, 2)), jnp.sum(h, axis=0), 1e-12)
-    both = jnp.sum(h * windows.gather(first, weights, grid))
-    np.testing.assert_allclose(jnp.sum(spread * grid), both)
-    np.testing.assert_allclose(
-        jnp.sum(weights * windows.overlap(order, first, h, grid)), both
-    )
-    # Accelerators take atoms in blocks.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "_BLOCK", 7 * order**3 * 2)
-        patch.setattr(
-            jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args)
-        )
-        assert_close(windows.spread(shape, first, weights, h), expected, 1e-13)
-        np.testing.assert_allclose(jnp.sum(h * windows.gather(first, weights, grid)), both)
-        overlap = windows.overlap(order, first, h, grid)
-        np.testing.assert_allclose(jnp.sum(weights * overlap), both)
+    np.testing.assert_allclose(jnp.sum(spread * grid), jnp.sum(h * gathered))
+    if degree == 0:
+        assert_close(jnp.sum(spread, axis=(0, 1, 2)), jnp.sum(h, axis=(0, 1)), 1e-12)
+        assert_close(windows.spread(shape, order, first, offset, h[:, 0]), spread, 1e-13)
+        found = windows.gather(order, first, offset, grid)
+        assert_close(found, gathered[:, 0], 1e-13)
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+def test_derivatives_of_spreading_and_gathering(degree, taken, rng):
+    order, shape, count = 4, (4, 6, 5), len(windows.parts_of(degree))
+    first, offset = kspace.grid_places(jnp.asarray(rng.uniform(size=(5, 3))), shape)
+    h = jnp.asarray(rng.normal(size=(5, count, 2)))
+    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
+    spread = lambda *args: windows.spread_parts(shape, order, degree, first, *args)
+    gather = lambda *args: windows.gather_parts(shape, order, degree, first, *args)
+    offset = 0.1 + 0.8 * offset  # not across grid points
+    check_grads(spread, (offset, h), 2, ["rev"])
+    check_grads(gather, (offset, grid), 2, ["rev"])
 
 
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("num_waves", [1, 3, 4])
-@pytest.mark.parametrize("shape", [(4, 5, 6), (5, 4, 7)], ids=["even", "odd"])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (7, 4, 5)], ids=["even", "odd"])
 def test_the_convolution_and_its_derivatives(shape, num_waves, long, rng, monkeypatch):
-    if long:  # with fast transforms along the last axis, too
+    if long:  # with fast transforms along the first axis, too
         monkeypatch.setattr(mesh, "_PRODUCTS", 5)
     grid = jnp.asarray(rng.normal(size=(*shape, 2)))
-    filter = rng.normal(size=(num_waves, *shape[:2]))
-    whole = np.zeros((*shape[:2], shape[2] // 2 + 1, 1))
-    whole[:, :, :num_waves, 0] = np.moveaxis(filter, 0, -1)
-    axes = (0, 1, 2)
-    expected = np.fft.irfftn(np.fft.rfftn(grid, axes=axes) * whole, shape, axes)
+    filter = rng.normal(size=(num_waves, *shape[1:]))
+    whole = np.zeros((shape[0] // 2 + 1, *shape[1:], 1))
+    whole[:num_waves, ..., 0] = filter
+    # The last axis is the halved one.
+    axes, size = (2, 1, 0), shape[::-1]
+    expected = np.fft.irfftn(np.fft.rfftn(grid, size, axes) * whole, size, axes)
     assert_close(mesh.convolve(grid, jnp.asarray(filter)), expected, 1e-13)
     check_grads(mesh.convolve, (grid, jnp.asarray(filter)), 2, ["rev"])
 
@@ -142,7 +169,7 @@ def test_error_is_within_the_bound_and_falls_as_promised(rng):
         for spacing in spacings:
             rule = kspace.MeshRule(order, spacing * mesh_rule.MARGIN)
             shape = mesh_rule.mesh_shape(cell, rule)
-            num_waves = kspace.waves_within(shape[-1], rule.spacing, K_CUTOFF)
+            num_waves = kspace.waves_within(shape[0], rule.spacing, K_CUTOFF)
             message = message_on(
                 shape, order, h, positions, jnp.asarray(cell), down, num_waves=num_waves
             )
@@ -164,10 +191,10 @@ def test_waves_within_the_cutoff_are_all_there(rng):
         rule = kspace.MeshRule(6, spacing)
         for _ in range(10):
             cell = random_cell(rng, size=9.0, skew=0.4)
-            size = mesh_rule.mesh_shape(cell, rule)[-1]
+            size = mesh_rule.mesh_shape(cell, rule)[0]
             grown = kspace.lattice_sphere(0.9999 * mesh_rule.MARGIN * cell, 2.0)
             num_waves = kspace.waves_within(size, spacing, 2.0)
-            assert np.max(np.abs(grown[:, 2])) < num_waves < size // 2 + 1
+            assert np.max(np.abs(grown[:, 0])) < num_waves < size // 2 + 1
     assert kspace.waves_within(8, np.pi, 2.0) == 5
 
 

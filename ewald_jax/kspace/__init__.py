@@ -7,7 +7,7 @@ from ewald_jax.kspace.boundary import (
     scaled_positions,
     wave_vectors,
 )
-from ewald_jax.kspace.bspline import grid_windows, sorting
+from ewald_jax.kspace.bspline import grid_places, sorting
 from ewald_jax.kspace.channels import CHANNELS, channel_basis
 from ewald_jax.kspace.damping import sinc_damping
 from ewald_jax.kspace.filters import (
@@ -78,7 +78,7 @@ __all__ = [
     "fast_shape",
     "fractional",
     "gaussian_rbf",
-    "grid_windows",
+    "grid_places",
     "half_box",
     "lattice_kvecs",
     "lattice_phases",

@@ -23,13 +23,13 @@ def spline_weights(
 
     Args:
         offset: From the highest grid point below the atom, from 0 to 1.
-        order: p, at least 2.
+        order: p, at least 1.
 
     Returns:
         ``M_p(offset + p - 1)`` to ``M_p(offset)``; they add up to 1.
     """
-    values = [offset, 1 - offset]
-    for n in range(3, order + 1):
+    values = [jnp.ones_like(offset)]
+    for n in range(2, order + 1):
         padded = [0.0, *values, 0.0]
         values = [
             ((offset + j) * padded[j + 1] + (n - offset - j) * padded[j]) / (n - 1)
@@ -51,31 +51,52 @@ def fourier_factor(size: int, order: int) -> Float[np.ndarray, " size"]:
     return np.sinc(np.fft.fftfreq(size)) ** order
 
 
-def grid_windows(
-    scaled: Float[Array, "nodes 3"], shape: tuple[int, int, int], order: int
-) -> tuple[Int[Array, "nodes 3"], Float[Array, "nodes order order order"]]:
-    """Where each atom's grid points begin, and their weights.
+def spline_tables(
+    offset: Float[Array, "*batch"], order: int, degree: int
+) -> Float[Array, "*batch degrees order"]:
+    """`spline_weights` and their derivatives by the offset.
 
-    The grid is shifted by p - 1 points against the atoms, alike for `spread` and `gather`, so
+    Args:
+        offset: As there.
+        order: p.
+        degree: Of the highest derivative.
+
+    Returns:
+        Of the degrees 0 to `degree`; those from p on are zeros.
+    """
+    tables = []
+    for n in range(degree + 1):
+        lower = order - n
+        table = spline_weights(offset, lower) if lower > 0 else offset[..., None][..., :0]
+        # M_p'(x) = M_{p-1}(x) - M_{p-1}(x - 1)
+        for _ in range(n):
+            table = jnp.pad(table, ((0, 0),) * offset.ndim + ((1, 1),))
+            table = table[..., :-1] - table[..., 1:]
+        tables.append(table[..., :order])
+    return jnp.stack(tables, axis=-2)
+
+
+def grid_places(
+    scaled: Float[Array, "nodes 3"], shape: tuple[int, int, int]
+) -> tuple[Int[Array, "nodes 3"], Float[Array, "nodes 3"]]:
+    """Where each atom is on a grid, and so where its window begins.
+
+    The grid is shifted by p - 1 points against the atoms, alike for spreading and gathering, so
     that no index is negative.
 
     Args:
         scaled: Positions in units of the lattice vectors.
         shape: Grid points along each.
-        order: p.
 
     Returns:
-        Lowest point along each axis, from 0 to size - 1, and the weights.
+        Lowest point along each axis, from 0 to size - 1, and the offset from it, 0 to 1.
     """
     size = jnp.asarray(shape, scaled.dtype)[None]
     inside = scaled - jax.lax.stop_gradient(jnp.floor(scaled))
     places = inside * size
     # In float32 a small negative number lies at 1: the last point, offset 1, is right there.
     first = jnp.minimum(jnp.floor(places), size - 1)
-    offset = places - jax.lax.stop_gradient(first)
-    x, y, z = jnp.moveaxis(spline_weights(offset, order), 1, 0)
-    plane = x[:, :, None] * y[:, None, :]
-    return first.astype(jnp.int32), plane[..., None] * z[:, None, None, :]
+    return first.astype(jnp.int32), places - jax.lax.stop_gradient(first)
 
 
 def sorting(

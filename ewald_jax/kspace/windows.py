@@ -1,14 +1,16 @@
-r"""Sums over the windows that atoms have on a periodic grid: spreading, gathering, overlaps.
+r"""Sums over the windows that atoms have on a periodic grid: spreading and gathering.
 
-With the weights W of `bspline.grid_windows` everything here is bilinear, and the derivatives of
-each sum are the two others:
+With the weights W of `bspline.spline_tables`, products of one B-spline for each axis, and their
+derivatives W^a by the atom's offset, a = (ax, ay, az) the orders:
 
 * `spread`: grid = sum_i W_i h_i;
-* `gather`: h_i = W_i . grid;
-* `overlap`: W_i = h_i . grid, the derivative of both by the weights.
+* `gather`: h_i = W_i . grid.
 
-So all derivatives, of any order, cost what the sums do, and nothing of size nodes x p^3 x
-features is kept. The rules are for reverse mode only.
+The derivative of each by its features or its grid is the other, and that by the offsets is the
+other with derivatives of W. So `gather` finds the slopes at the atoms with its values, from the
+same points, and keeps them (`SLOPES`): three numbers for each of an atom's features, where its
+window has p^3 points of them. For derivatives of any order both are written for sums over all
+parts a of a degree. The rules are for reverse mode only.
 
 On accelerators atoms go in blocks: one scatter or gather of a whole window of p^3 points for
 each atom. On a CPU they go one by one, which is twice to four times as fast there; and three
@@ -16,14 +18,19 @@ times as fast again if neighbors in space follow each other (`bspline.sorting`),
 windows are in the cache.
 """
 
-from collections.abc import Callable
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from ewald_jax import ops
+from ewald_jax.kspace.bspline import spline_tables
 from ewald_jax.typing import Array, Float, Int
+
+SLOPES = "slopes at the atoms"
+"""Name of what `gather` keeps, for the policies of `jax.checkpoint`."""
 
 _IN_BOUNDS = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
 
@@ -31,38 +38,84 @@ _BLOCK = 2**21
 """Numbers in the windows of the atoms that are looked at together."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def spread(
     shape: tuple[int, int, int],
+    order: int,
     first: Int[Array, "nodes 3"],
-    weights: Float[Array, "nodes order order order"],
+    offset: Float[Array, "nodes 3"],
     h: Float[Array, "nodes feat"],
 ) -> Float[Array, "k1 k2 k3 feat"]:
     """Node features on the grid.
 
     Args:
         shape: Of the grid, each at least the order.
-        first: From `bspline.grid_windows`.
-        weights: From `bspline.grid_windows`.
+        order: p of the B-splines.
+        first: From `bspline.grid_places`.
+        offset: From `bspline.grid_places`.
         h: Node features.
 
     Returns:
         The periodic grid of each feature.
     """
-    order, feat = weights.shape[-1], h.shape[-1]
-    halo = order - 1
+    return spread_parts(shape, order, 0, first, offset, h[:, None])
+
+
+def gather(
+    order: int,
+    first: Int[Array, "nodes 3"],
+    offset: Float[Array, "nodes 3"],
+    grid: Float[Array, "k1 k2 k3 feat"],
+) -> Float[Array, "nodes feat"]:
+    """The values of a grid at the atoms.
+
+    Args:
+        order: p of the B-splines.
+        first: From `bspline.grid_places`.
+        offset: From `bspline.grid_places`.
+        grid: Periodic.
+
+    Returns:
+        One row for each atom.
+    """
+    return gather_parts(grid.shape[:-1], order, 0, first, offset, grid)[:, 0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def spread_parts(
+    shape: tuple[int, int, int],
+    order: int,
+    degree: int,
+    first: Int[Array, "nodes 3"],
+    offset: Float[Array, "nodes 3"],
+    h: Float[Array, "nodes parts feat"],
+) -> Float[Array, "k1 k2 k3 feat"]:
+    """sum_i sum_a W^a_i h_ia, a in the order of `parts_of` the degree."""
+    halo, feat = order - 1, h.shape[-1]
     numbers = jax.lax.ScatterDimensionNumbers((1, 2, 3, 4), (), (0, 1, 2))
 
+    def window_of(tables, h):
+        x, y, z = tables
+        if degree == 0:
+            x, y, z, h = x[0], y[0], z[0], h[0]
+            weights = x[:, None, None] * y[None, :, None] * z[None, None]
+            return weights[..., None] * h[None, None, None]
+        # One axis after the other.
+        values = jnp.zeros((degree + 1,) * 3 + (feat,), h.dtype)
+        values = values.at[tuple(np.transpose(parts_of(degree)))].set(h)
+        values = jnp.sum(z[None, None, :, :, None] * values[:, :, :, None], axis=2)
+        values = jnp.sum(y[None, :, :, None, None] * values[:, :, None], axis=1)
+        return jnp.sum(x[:, :, None, None, None] * values[:, None], axis=0)
+
     def add_block(grid, block):
-        first, weights, h = block
-        updates = weights[..., None] * h[:, None, None, None, :]
+        first, *values = block
+        updates = jax.vmap(window_of)(*values)
         return jax.lax.scatter_add(grid, first, updates, numbers, mode=_IN_BOUNDS), None
 
     def add_atom(grid, atom):
-        first, weights, h = atom
-        start, sizes = _corner(first), (order,) * 3 + (feat,)
-        window = jax.lax.dynamic_slice(grid, start, sizes)
-        window += weights[..., None] * h[None, None, None]
+        first, *values = atom
+        start = _corner(first)
+        window = jax.lax.dynamic_slice(grid, start, (order,) * 3 + (feat,))
+        window += window_of(*values)
         return jax.lax.dynamic_update_slice(grid, window, start), None
 
     def add_blocks(grid, *atoms):
@@ -71,9 +124,10 @@ def spread(
     def add_atoms(grid, *atoms):
         return jax.lax.scan(add_atom, grid, atoms)[0]
 
+    tables = _tables(offset, order, degree)
     grid = jnp.zeros((*(n + halo for n in shape), feat), h.dtype)
     grid = jax.lax.platform_dependent(
-        grid, first, weights, h, cpu=add_atoms, default=add_blocks
+        grid, first, tables, h, cpu=add_atoms, default=add_blocks
     )
     # Windows that begin at the last points reach beyond them; what is there is folded back, in
     # place.
@@ -84,70 +138,17 @@ def spread(
     return grid[tuple(slice(0, size) for size in shape)]
 
 
-@jax.custom_vjp
-def gather(
-    first: Int[Array, "nodes 3"],
-    weights: Float[Array, "nodes order order order"],
-    grid: Float[Array, "k1 k2 k3 feat"],
-) -> Float[Array, "nodes feat"]:
-    """The values of a grid at the atoms.
-
-    Args:
-        first: From `bspline.grid_windows`.
-        weights: From `bspline.grid_windows`.
-        grid: Periodic.
-
-    Returns:
-        One row for each atom.
-    """
-    order = weights.shape[-1]
-
-    def weighted(window, weights):
-        # One plane after the other: on CPUs a batch of small products takes a fifth of the
-        # time of one product of a row with all points of the window.
-        planes = window.reshape(order, order**2, -1)
-        rows = ops.full_matmul(weights.reshape(order, 1, order**2), planes)
-        return jnp.sum(rows, axis=(0, 1))
-
-    return _looked_up(order, first, weights, grid, weighted)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def overlap(
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def gather_parts(
+    shape: tuple[int, int, int],
     order: int,
+    degree: int,
     first: Int[Array, "nodes 3"],
-    h: Float[Array, "nodes feat"],
+    offset: Float[Array, "nodes 3"],
     grid: Float[Array, "k1 k2 k3 feat"],
-) -> Float[Array, "nodes order order order"]:
-    """Products of each atom's features with the grid points around it.
-
-    Args:
-        order: p.
-        first: From `bspline.grid_windows`.
-        h: Node features.
-        grid: Periodic.
-
-    Returns:
-        Of the shape of the weights.
-    """
-
-    def products(window, h):
-        # Of full precision: TF32 would lose what the mesh is fine enough for.
-        return ops.full_matmul(h[None], window.T)[0]
-
-    values = _looked_up(order, first, h, grid, products)
-    return values.reshape(-1, order, order, order)
-
-
-def _looked_up(
-    order: int,
-    first: Array,
-    values: Array,
-    grid: Array,
-    combine: Callable[[Array, Array], Array],
-) -> Array:
-    """`combine` of each atom's window [p^3, feat] and value."""
-    halo, (*shape, feat) = order - 1, grid.shape
+) -> Float[Array, "nodes parts feat"]:
+    """W^a_i . grid, a in the order of `parts_of` the degree."""
+    halo, feat = order - 1, grid.shape[-1]
     # The first points once more behind the last ones, there in place.
     grid = jnp.pad(grid, (*((0, halo),) * 3, (0, 0)))
     for axis, size in enumerate(shape):
@@ -156,13 +157,21 @@ def _looked_up(
     numbers = jax.lax.GatherDimensionNumbers((1, 2, 3, 4), (), (0, 1, 2))
     sizes = (order, order, order, feat)
 
-    def of_block(grid, first, values):
-        read = jax.lax.gather(grid, first, numbers, sizes, mode=_IN_BOUNDS)
-        return jax.vmap(combine)(read.reshape(-1, order**3, feat), values)
+    def values_of(window, tables):
+        # One axis after the other, all degrees at once: on CPUs faster than products with the
+        # windows' weights.
+        x, y, z = tables
+        values = jnp.sum(x[:, :, None, None, None] * window[None], axis=1)
+        values = jnp.sum(y[None, :, :, None, None] * values[:, None], axis=2)
+        values = jnp.sum(z[None, None, :, :, None] * values[:, :, None], axis=3)
+        return jnp.stack([values[part] for part in parts_of(degree)])
 
-    def of_atom(grid, first, values):
-        window = jax.lax.dynamic_slice(grid, _corner(first), sizes)
-        return combine(window.reshape(-1, feat), values)
+    def of_block(grid, first, *values):
+        windows = jax.lax.gather(grid, first, numbers, sizes, mode=_IN_BOUNDS)
+        return jax.vmap(values_of)(windows, *values)
+
+    def of_atom(grid, first, *values):
+        return values_of(jax.lax.dynamic_slice(grid, _corner(first), sizes), *values)
 
     def in_blocks(grid, *atoms):
         blocks = _blocks(order**3 * feat, *atoms)
@@ -172,9 +181,33 @@ def _looked_up(
     def one_by_one(grid, *atoms):
         return jax.lax.map(lambda atom: of_atom(grid, *atom), atoms)
 
+    # With one degree alone XLA takes longer on CPUs than with two of them.
+    tables = _tables(offset, order, max(degree, 1))
     return jax.lax.platform_dependent(
-        grid, first, values, cpu=one_by_one, default=in_blocks
+        grid, first, tables, cpu=one_by_one, default=in_blocks
     )
+
+
+# -- parts -----------------------------------------------------------------------------------
+
+
+def parts_of(degree: int) -> list[tuple[int, int, int]]:
+    """Orders (ax, ay, az) of derivatives up to a degree; that of none is the first."""
+    orders = itertools.product(range(degree + 1), repeat=3)
+    return [part for part in orders if sum(part) <= degree]
+
+
+def _lower(parts: Array, degree: int) -> Array:
+    """Of the parts of a degree + 1 those of the degree."""
+    places = {part: place for place, part in enumerate(parts_of(degree + 1))}
+    return jnp.stack([parts[:, places[part]] for part in parts_of(degree)], axis=1)
+
+
+def _tables(
+    offset: Array, order: int, degree: int
+) -> Float[Array, "nodes 3 degrees order"]:
+    # The barrier keeps XLA from computing the splines once for each point of a window.
+    return jax.lax.optimization_barrier(spline_tables(offset, order, degree))
 
 
 def _corner(first: Array) -> tuple[Array, ...]:
@@ -206,35 +239,51 @@ def kept_of(*arguments: Array) -> tuple[Array, ...]:
     return jax.lax.optimization_barrier(arguments)
 
 
-def _spread_forward(shape, first, weights, h):
-    return spread(shape, first, weights, h), kept_of(first, weights, h)
+def _by_offset(slope: Array, found: Array, degree: int) -> Float[Array, "nodes 3"]:
+    """Derivative by the offsets of <slope, parts of the degree>.
+
+    Args:
+        slope: [nodes, parts, feat].
+        found: Parts of the degree + 1 but the first one, [nodes, parts - 1, feat].
+        degree: Of the slope's parts.
+    """
+    places = {part: place for place, part in enumerate(parts_of(degree + 1)[1:])}
+
+    def along(axis):
+        raised = [
+            tuple(n + (axis == other) for other, n in enumerate(part))
+            for part in parts_of(degree)
+        ]
+        return sum(
+            jnp.sum(slope[:, place] * found[:, places[part]], axis=-1)
+            for place, part in enumerate(raised)
+        )
+
+    return jnp.stack([along(axis) for axis in range(3)], axis=-1)
 
 
-def _spread_backward(shape, kept, slope):
-    first, weights, h = kept
-    order = weights.shape[-1]
-    return None, overlap(order, first, h, slope), gather(first, weights, slope)
+def _spread_forward(shape, order, degree, first, offset, h):
+    grid = spread_parts(shape, order, degree, first, offset, h)
+    return grid, kept_of(first, offset, h)
 
 
-def _gather_forward(first, weights, grid):
-    return gather(first, weights, grid), kept_of(first, weights, grid)
+def _spread_backward(shape, order, degree, kept, slope):
+    first, offset, h = kept
+    found = gather_parts(shape, order, degree + 1, first, offset, slope)
+    return None, _by_offset(h, found[:, 1:], degree), _lower(found, degree)
 
 
-def _gather_backward(kept, slope):
-    first, weights, grid = kept
-    order, shape = weights.shape[-1], grid.shape[:-1]
-    return None, overlap(order, first, slope, grid), spread(shape, first, weights, slope)
+def _gather_forward(shape, order, degree, first, offset, grid):
+    found = gather_parts(shape, order, degree + 1, first, offset, grid)
+    slopes = checkpoint_name(found[:, 1:], SLOPES)
+    return _lower(found, degree), kept_of(first, offset, slopes)
 
 
-def _overlap_forward(order, first, h, grid):
-    return overlap(order, first, h, grid), kept_of(first, h, grid)
+def _gather_backward(shape, order, degree, kept, slope):
+    first, offset, slopes = kept
+    by_grid = spread_parts(shape, order, degree, first, offset, slope)
+    return None, _by_offset(slope, slopes, degree), by_grid
 
 
-def _overlap_backward(order, kept, slope):
-    first, h, grid = kept
-    return None, gather(first, slope, grid), spread(grid.shape[:-1], first, slope, h)
-
-
-spread.defvjp(_spread_forward, _spread_backward)
-gather.defvjp(_gather_forward, _gather_backward)
-overlap.defvjp(_overlap_forward, _overlap_backward)
+spread_parts.defvjp(_spread_forward, _spread_backward)
+gather_parts.defvjp(_gather_forward, _gather_backward)

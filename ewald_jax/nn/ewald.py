@@ -42,7 +42,7 @@ class LowRank(NamedTuple):
 
     waves: Float[Array, "*rows kvecs bottleneck"]
     kernel: Float[Array, "rows slots slots bottleneck"] | None = None
-    mesh: Float[Array, "rows bottleneck num_waves k1 k2"] | None = None
+    mesh: Float[Array, "rows bottleneck num_waves k2 k3"] | None = None
 
 
 class EwaldFilter(nn.Module):
@@ -212,16 +212,18 @@ def _message_of_heads(
         dense = jax.vmap(ks.pair_message)(dense, low_rank.kernel)
         message += config.prefactor * ops.from_dense(dense, pairs.node_slot)
     if low_rank.mesh is not None:
-        message += config.prefactor * _message_on_mesh(h, kspace, low_rank.mesh)
+        message += config.prefactor * _message_on_mesh(config, h, kspace, low_rank.mesh)
     return message
 
 
-def _message_on_mesh(h: Array, kspace: KSpace, filters: Array) -> Array:
+def _message_on_mesh(
+    config: EwaldConfig, h: Array, kspace: KSpace, filters: Array
+) -> Array:
     """Structures one after the other, for the sake of memory."""
     mesh = kspace.mesh
     dense = ops.to_dense(h, mesh.nodes)
     dense = jax.lax.map(
-        lambda row: ks.mesh_message(*row, size=len(mesh.size)),
-        (dense, mesh.first, mesh.weights, filters.astype(h.dtype)),
+        lambda row: ks.mesh_message(*row, config.mesh_order, len(mesh.size)),
+        (dense, mesh.first, mesh.offset, filters.astype(h.dtype)),
     )
     return ops.from_dense(dense, mesh.node_slot)

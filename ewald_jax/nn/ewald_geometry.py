@@ -44,17 +44,17 @@ class MeshSpace(NamedTuple):
         nodes: [rows, slots] node of each slot: as in the dense layout, in another order.
         node_slot: [nodes] slot of each node.
         first: [rows, slots, 3] lowest grid point of each atom's window.
-        weights: [rows, slots, order, order, order] of the points in it.
-        basis: [rows, num_waves, k1, k2, basis] of the filters.
-        size: [k3] waves along the last axis, of which `basis` has those within the cutoff.
+        offset: [rows, slots, 3] of each atom from the grid point below it.
+        basis: [rows, num_waves, k2, k3, basis] of the filters.
+        size: [k1] waves along the first axis, of which `basis` has those within the cutoff.
     """
 
     nodes: Int[Array, "rows slots"]
     node_slot: Int[Array, " nodes"]
     first: Int[Array, "rows slots 3"]
-    weights: Float[Array, "rows slots order order order"]
-    basis: Float[Array, "rows num_waves k1 k2 basis"]
-    size: Int[Array, " k3"]
+    offset: Float[Array, "rows slots 3"]
+    basis: Float[Array, "rows num_waves k2 k3 basis"]
+    size: Int[Array, " k1"]
 
 
 class KSpace(NamedTuple):
@@ -176,27 +176,25 @@ def _radial(
 
 
 def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshSpace:
-    """Windows and filters of crystals, which all rows are."""
-    indices, order = batch.mesh, config.mesh_order
-    num_waves = ks.waves_within(len(indices[-1]), config.grid_spacing, config.k_cutoff)
+    """Places and filters of crystals, which all rows are."""
+    indices = batch.mesh
+    num_waves = ks.waves_within(len(indices[0]), config.grid_spacing, config.k_cutoff)
 
     # Of the filters' many exponentials only the values are kept.
     @jax.checkpoint
     def basis_of(cell):
-        options = (config.k_cutoff, config.num_k_rbf, config.channels, order)
+        options = (config.k_cutoff, config.num_k_rbf, config.channels, config.mesh_order)
         return ks.mesh_basis(indices, cell, *options, num_waves)
 
-    def windows_of(positions, mask, cell, nodes):
+    def places_of(positions, mask, cell, nodes):
         scaled = ks.fractional(ks.centre(positions, mask), cell)
-        places = ks.sorting(scaled, shape)
-        return nodes[places], *ks.grid_windows(scaled[places], shape, order)
+        order = ks.sorting(scaled, shape)
+        return nodes[order], *ks.grid_places(scaled[order], shape)
 
     shape, cell = tuple(map(len, indices)), graph_rows(batch, "cell", len(dense))
-    nodes, first, weights = jax.vmap(windows_of)(dense, mask, cell, batch.dense_index)
+    nodes, first, offset = jax.vmap(places_of)(dense, mask, cell, batch.dense_index)
     node_slot = slots_of(nodes, len(batch.graph.nodes["positions"]))
-    return MeshSpace(
-        nodes, node_slot, first, weights, jax.vmap(basis_of)(cell), indices[-1]
-    )
+    return MeshSpace(nodes, node_slot, first, offset, jax.vmap(basis_of)(cell), indices[0])
 
 
 def slots_of(nodes: Int[Array, "rows slots"], n_node: int) -> Int[Array, " nodes"]:
