@@ -426,15 +426,20 @@ def test_budgets_hold_meshes():
     assert np.prod(budget.mesh) >= 1.2 * np.prod(small.waves.mesh)
 
 
-def test_convolutions_of_very_many_edges_go_in_blocks(rng, monkeypatch):
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_convolutions_of_very_many_edges_go_in_blocks(in_pairs, rng, monkeypatch):
     """So that structures as large as the mesh allows fit the memory; to second order."""
-    nodes, edges, width = 20, 301, 6
-    h, rbf, weights = (
-        jnp.asarray(rng.normal(size=s)) for s in ((nodes, 8), (edges, 5), edges)
+    width, batch = 6, ewald_jax.batch_from_atoms([crystal(1)], model_of("mesh"))
+    graph, pairs = batch.graph, batch.pairs if in_pairs else None
+    edges = len(graph.senders) if pairs is None else len(pairs.first)
+    real = np.arange(len(graph.senders)) < np.sum(graph.n_edge[:-1])
+    real = real if pairs is None else real[pairs.first]
+    h, rbf = (
+        jnp.asarray(rng.normal(size=(n, 5))) for n in (len(graph.nodes["species"]), edges)
     )
-    senders, receivers = rng.integers(0, nodes, (2, edges))
+    weights = jnp.where(real, rng.normal(size=edges), 0)
     module = cfconv.ContinuousFilterConvolution(width)
-    rest = jnp.asarray(senders), jnp.sort(jnp.asarray(receivers))
+    rest = graph.senders, graph.receivers, pairs
     params = module.init(jax.random.key(0), h, rbf, weights, *rest)
     params = jax.tree.map(lambda x: x.astype(float), params)
 

@@ -85,8 +85,7 @@ class SchNet(nn.Module):
             distances, 0.0, self.cutoff, self.num_gaussians, float32_centres=True
         )
         weights = cosine_cutoff(distances, self.cutoff)
-        pair = None if pairs is None else pairs.pair
-        ends = graph.senders, graph.receivers, pair
+        ends = graph.senders, graph.receivers, pairs
         long_range = LongRange(self.ewald, self.atomic, batch, kspace)
         h = nn.Embed(
             self.num_elements,

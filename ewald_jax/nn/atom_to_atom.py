@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ewald_jax import ops
-from ewald_jax.graph.schema import Batch
+from ewald_jax.graph.schema import Batch, Pairs
 from ewald_jax.nn.basis import cosine_cutoff, gaussian_rbf
 from ewald_jax.typing import Array, Float, InputError
 
@@ -53,14 +53,14 @@ class FarGeometry(NamedTuple):
         weights: [pairs] cutoff function.
         senders: [far_edges].
         receivers: [far_edges].
-        pair: [far_edges] which of the pairs, None without.
+        pairs: The two edges of each, None without.
     """
 
     rbf: Float[Array, "pairs basis"]
     weights: Float[Array, " pairs"]
     senders: Array
     receivers: Array
-    pair: Array | None
+    pairs: Pairs | None
 
 
 def far_geometry(config: AtomToAtomConfig, batch: Batch) -> FarGeometry:
@@ -80,5 +80,4 @@ def far_geometry(config: AtomToAtomConfig, batch: Batch) -> FarGeometry:
         distances, 0.0, config.cutoff, config.num_gaussians, float32_centres=True
     )
     weights = cosine_cutoff(distances, config.cutoff)
-    pair = None if pairs is None else pairs.pair
-    return FarGeometry(rbf, weights, far.senders, far.receivers, pair)
+    return FarGeometry(rbf, weights, far.senders, far.receivers, pairs)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from ewald_jax.graph.schema import Pairs
 from ewald_jax.nn.layers import shifted_softplus
 from ewald_jax.nn.products import Dense
 from ewald_jax.typing import Array, Float
@@ -36,7 +37,7 @@ class ContinuousFilterConvolution(nn.Module):
         weights: Float[Array, " pairs"],
         senders: Array,
         receivers: Array,
-        pair: Array | None = None,
+        pairs: Pairs | None = None,
     ) -> Float[Array, "nodes feat"]:
         """Computes the update of the node features.
 
@@ -46,7 +47,7 @@ class ContinuousFilterConvolution(nn.Module):
             weights: Cutoff function of each pair.
             senders: [edges].
             receivers: [edges], ascending.
-            pair: [edges] the pair of each edge; None if each edge is one.
+            pairs: The two edges of each pair; None if each edge is one.
 
         Returns:
             The update.
@@ -55,34 +56,34 @@ class ContinuousFilterConvolution(nn.Module):
         size = senders.shape[0] * self.num_filters
         # In an exported model the size is a symbol.
         if export.is_symbolic_dim(size) or size <= _LARGE:
-            x = self._sum(x, (rbf, weights, senders, receivers), pair)
+            filters = self._filters(rbf, weights)
+            if pairs is not None:
+                filters = filters[pairs.pair]
+            x = jax.ops.segment_sum(
+                x[senders] * filters, receivers, x.shape[0], indices_are_sorted=True
+            )
         else:
-            if pair is not None:
-                rbf, weights = rbf[pair], weights[pair]
-            x = self._sum_in_blocks(x, (rbf, weights, senders, receivers))
+            if pairs is not None:
+                senders, receivers = senders[pairs.first], receivers[pairs.first]
+            edges = rbf, weights, senders, receivers
+            x = self._sum_in_blocks(x, edges, both_ways=pairs is not None)
         x = Dense(h.shape[-1], kernel_init=_xavier, name="lin_out")(x)
         return Dense(h.shape[-1], kernel_init=_xavier, name="lin")(shifted_softplus(x))
 
-    def _sum(
-        self, x: Array, edges: tuple[Array, ...], pair: Array | None = None
-    ) -> Float[Array, "nodes filters"]:
-        """What all edges send."""
-        rbf, weights, senders, receivers = edges
+    def _filters(self, rbf: Array, weights: Array) -> Float[Array, "pairs filters"]:
         filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_0")(rbf)
         filters = Dense(self.num_filters, kernel_init=_xavier, name="filter_1")(
             shifted_softplus(filters)
         )
-        filters = filters * weights[:, None]
-        if pair is not None:
-            filters = filters[pair]
-        return jax.ops.segment_sum(
-            x[senders] * filters, receivers, x.shape[0], indices_are_sorted=True
-        )
+        return filters * weights[:, None]
 
     def _sum_in_blocks(
-        self, x: Array, edges: tuple[Array, ...]
+        self, x: Array, edges: tuple[Array, ...], both_ways: bool
     ) -> Float[Array, "nodes filters"]:
-        """The same, a block of edges at a time; derivatives compute the blocks again."""
+        """What all edges send, and their reverses, a block of edges at a time.
+
+        Derivatives compute the blocks again.
+        """
         count, rows = len(edges[0]), _LARGE // (4 * self.num_filters)
         num = -(-count // rows)
 
@@ -92,10 +93,15 @@ class ContinuousFilterConvolution(nn.Module):
             return filled.reshape(num, rows, *values.shape[1:])
 
         def add(module, total, block):
-            return total + module._sum(x, block), None
+            *distances, senders, receivers = block
+            filters = module._filters(*distances)
+            total = total.at[receivers].add(x[senders] * filters)
+            if both_ways:
+                total = total.at[senders].add(x[receivers] * filters)
+            return total, None
 
-        # Receivers stay in order, and what has no weight sends nothing.
-        blocks = tuple(map(cut, edges, (0, 0, 0, len(x) - 1)))
+        # What has no weight sends nothing.
+        blocks = tuple(cut(values, 0) for values in edges)
         scan = nn.scan(
             nn.remat(add, prevent_cse=False),
             variable_broadcast="params",
