@@ -80,7 +80,7 @@ def test_weights_are_those_of_cardinal_b_splines(order):
 
 @pytest.fixture(params=["one by one", "in blocks"])
 def taken(request, monkeypatch):
-    """How atoms are taken: as on CPUs, and as on accelerators."""
+    """How atoms and planes are taken: as on CPUs, and as on accelerators."""
     if request.param == "in blocks":
         monkeypatch.setattr(windows, "_BLOCK", 7 * 4**3 * 2)
         monkeypatch.setattr(
@@ -134,7 +134,9 @@ def test_derivatives_of_spreading_and_gathering(degree, taken, rng):
 @pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("num_waves", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(6, 5, 4), (7, 4, 5)], ids=["even", "odd"])
-def test_the_convolution_and_its_derivatives(shape, num_waves, long, rng, monkeypatch):
+def test_the_convolution_and_its_derivatives(
+    shape, num_waves, long, taken, rng, monkeypatch
+):
     if long:  # with fast transforms along the first axis, too
         monkeypatch.setattr(mesh, "_PRODUCTS", 5)
     grid = jnp.asarray(rng.normal(size=(*shape, 2)))
@@ -213,10 +215,11 @@ def test_bound_and_spacing_agree():
 # -- derivatives -----------------------------------------------------------------------------
 
 
-def test_derivatives_by_everything_are_exact(rng):
-    """First and second, against finite differences."""
+def test_derivatives_by_everything_are_exact(rng, monkeypatch):
+    """First and second, against finite differences; two blocks of features for each head."""
+    monkeypatch.setattr(mesh, "_FEATURES", 1)
     nodes, cell, shape, order = 3, cell_of(6.0), (6, 7, 8), 4
-    h, down = rng.normal(size=(nodes, 2)), rng.normal(size=(NUM_RBF + 2, 2))
+    h, down = rng.normal(size=(nodes, 4)), rng.normal(size=(NUM_RBF + 2, 2))
     positions = rng.uniform(size=(nodes, 3)) @ cell
 
     def energy(h, positions, cell, down):
@@ -239,6 +242,26 @@ def test_derivatives_by_everything_are_exact(rng):
             ]
             expected = (ends[0] - ends[1]) / 2e-5
             np.testing.assert_allclose(jnp.sum(g * direction), expected, rtol=1e-6)
+
+
+def test_forces_take_no_grid_twice(rng, monkeypatch):
+    """The slopes at the atoms are kept, and what only parameters need is left out."""
+    monkeypatch.setattr(mesh, "_FEATURES", 1)  # in a loop, in which nothing can be merged
+    shape, order, down = (5, 5, 5), 4, jnp.ones((NUM_RBF + 2, 1))
+    h, positions = jnp.asarray(rng.normal(size=(3, 4))), jnp.zeros((3, 3))
+
+    def energy(positions):
+        args = h, positions, jnp.asarray(cell_of(6.0)), down
+        return jnp.sum(message_on.__wrapped__(shape, order, *args) ** 2)
+
+    def counts():
+        text = jax.jit(jax.grad(energy)).lower(positions).compile().as_text()
+        return text.count("fft_type=FFT"), text.count("dynamic-update-slice(")
+
+    kept = counts()
+    monkeypatch.setattr(mesh, "_KEPT", None)
+    again = counts()
+    assert kept[0] == 2 and again[0] == 3 and kept[1] < again[1]
 
 
 # -- the model -------------------------------------------------------------------------------
@@ -335,7 +358,7 @@ def test_large_crystals_alone_take_the_mesh():
 
 def test_where_the_mesh_begins_to_pay():
     rule = EwaldConfig(scheme="radial", k_cutoff=2.0).wave_rule(alone=True)
-    for nodes, on_mesh in ((1500, False), (3000, True)):
+    for nodes, on_mesh in ((700, False), (1500, True)):
         found = kspace.wave_set(*water_like(nodes), np.ones(3), rule)
         assert any(found.mesh) == on_mesh
 
@@ -429,15 +452,16 @@ def test_budgets_hold_meshes():
 @pytest.mark.parametrize("in_pairs", [False, True])
 def test_convolutions_of_very_many_edges_go_in_blocks(in_pairs, rng, monkeypatch):
     """So that structures as large as the mesh allows fit the memory; to second order."""
-    width, batch = 6, ewald_jax.batch_from_atoms([crystal(1)], model_of("mesh"))
+    # Atoms are paired with their own images, too.
+    model = tiny("schnet", cutoff=6.0)
+    width, batch = 6, ewald_jax.batch_from_atoms([crystal(1)], model)
     graph, pairs = batch.graph, batch.pairs if in_pairs else None
     edges = len(graph.senders) if pairs is None else len(pairs.first)
-    real = np.arange(len(graph.senders)) < np.sum(graph.n_edge[:-1])
-    real = real if pairs is None else real[pairs.first]
+    real_nodes = np.arange(len(graph.nodes["species"])) < graph.n_node[0]
     h, rbf = (
         jnp.asarray(rng.normal(size=(n, 5))) for n in (len(graph.nodes["species"]), edges)
     )
-    weights = jnp.where(real, rng.normal(size=edges), 0)
+    weights = jnp.asarray(rng.normal(size=edges))
     module = cfconv.ContinuousFilterConvolution(width)
     rest = graph.senders, graph.receivers, pairs
     params = module.init(jax.random.key(0), h, rbf, weights, *rest)
@@ -445,7 +469,7 @@ def test_convolutions_of_very_many_edges_go_in_blocks(in_pairs, rng, monkeypatch
 
     def slopes():
         def energy(*args):
-            return jnp.sum(jnp.tanh(module.apply(*args, weights, *rest)))
+            return jnp.sum(jnp.tanh(module.apply(*args, weights, *rest))[real_nodes])
 
         def total(*args):
             found = jax.tree.leaves(jax.grad(energy, argnums=(0, 1, 2))(*args))
@@ -454,6 +478,7 @@ def test_convolutions_of_very_many_edges_go_in_blocks(in_pairs, rng, monkeypatch
         return jax.tree.leaves(jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, h, rbf))
 
     whole = slopes()
-    monkeypatch.setattr(cfconv, "_LARGE", 4 * 64 * width)
+    monkeypatch.setattr(cfconv, "_LARGE", 4 * 50 * width)
+    assert len(graph.senders) * width > cfconv._LARGE and edges % 50
     for one, other in zip(slopes(), whole, strict=True):
         assert_close(one, other, 1e-12)

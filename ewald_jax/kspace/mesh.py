@@ -42,7 +42,7 @@ up to 140, their operations grow as its square."""
 
 _FEATURES = 16
 """Features on grids at the same time: with more a CPU's cache holds fewer of the points that an
-atom sees, with fewer the atoms' weights are read more often."""
+atom sees, with fewer there are more loops over the atoms."""
 
 
 def mesh_basis(
@@ -99,7 +99,7 @@ def mesh_message(
     """The message of one crystal, one filter for each head of the features.
 
     A few features are on the grid at a time. Of their grids only the slopes at the atoms are
-    kept for derivatives.
+    kept for derivatives; those by the filters compute the grids again.
 
     Args:
         h: Node features; zero rows for masked nodes.
@@ -206,8 +206,7 @@ def _wave_table(num_waves: int, size: int) -> Float[np.ndarray, "two_num_waves s
 def _planes(grid: Array, num_waves: int) -> tuple[Array, Array]:
     """Waves along the first axis: real and imaginary part, each [num_waves, k2, k3, feat]."""
     if len(grid) > _PRODUCTS:
-        waves = jnp.fft.rfft(jnp.moveaxis(grid, 0, -1), axis=-1)[..., :num_waves]
-        waves = jnp.moveaxis(waves, -1, 0)
+        waves = jnp.fft.rfft(grid, axis=0)[:num_waves]
         return waves.real, waves.imag
     table = jnp.asarray(_wave_table(num_waves, len(grid)), grid.dtype)
     parts = jnp.einsum("kx,xyzf->kyzf", table, grid, precision=_FULL)
@@ -218,9 +217,8 @@ def _grid(real: Array, imag: Array, size: int) -> Array:
     """The grid of `_planes`."""
     num_waves = len(real)
     if size > _PRODUCTS:
-        waves = jnp.moveaxis(jax.lax.complex(real, imag), 0, -1)
         # Waves that are not there are zeros.
-        return jnp.moveaxis(jnp.fft.irfft(waves, size, axis=-1), -1, 0)
+        return jnp.fft.irfft(jax.lax.complex(real, imag), size, axis=0)
     weights = np.tile(_multiplicity(num_waves, size) / size, 2)
     table = weights[:, None] * _wave_table(num_waves, size)
     parts = jnp.concatenate([real, imag])

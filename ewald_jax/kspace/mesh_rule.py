@@ -41,8 +41,8 @@ _ALIASES = np.arange(1, 33)
 
 # Times per feature on one CPU core, in those of one operation of a matrix product: of an
 # operation of a transform, and of one point of a window.
-_TRANSFORM = 5.0
-_WINDOW = 32.0
+_TRANSFORM = 3.0
+_WINDOW = 16.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def mesh_pays(
     mesh takes what amounts to two transforms of 2.5 points log2(points) operations, which are
     slower (`kspace.mesh` does part of them by products), and two passes over the windows of
     nodes x order^3 points, which wait for memory. At 0.05 atoms per cubic Å and
-    k_cutoff = 2 / Å they meet at some 2000 atoms.
+    k_cutoff = 2 / Å they meet at some 1000 atoms on a CPU, where this was measured.
 
     Args:
         n_node: Atoms.

@@ -6,16 +6,15 @@ derivatives W^a by the atom's offset, a = (ax, ay, az) the orders:
 * `spread`: grid = sum_i W_i h_i;
 * `gather`: h_i = W_i . grid.
 
-The derivative of each by its features or its grid is the other, and that by the offsets is the
-other with derivatives of W. So `gather` finds the slopes at the atoms with its values, from the
-same points, and keeps them (`SLOPES`): three numbers for each of an atom's features, where its
-window has p^3 points of them. For derivatives of any order both are written for sums over all
-parts a of a degree. The rules are for reverse mode only.
+The derivative of each by its features or its grid is the other, and that by the offsets is
+`gather` with derivatives of W. So `gather` finds the slopes at the atoms with its values, from
+the same points, and keeps them (`SLOPES`): three numbers for each of an atom's features, where
+its window has p^3 points of them. For derivatives of any order both are written for all parts a
+up to a degree. The rules are for reverse mode only.
 
 On accelerators atoms go in blocks: one scatter or gather of a whole window of p^3 points for
-each atom. On a CPU they go one by one, which is twice to four times as fast there; and three
-times as fast again if neighbors in space follow each other (`bspline.sorting`), since their
-windows are in the cache.
+each atom. On a CPU they go one by one, which is several times as fast there; and again if
+neighbors in space follow each other (`bspline.sorting`), since their windows are in the cache.
 """
 
 import itertools
@@ -99,9 +98,8 @@ def spread_parts(
             x, y, z, h = x[0], y[0], z[0], h[0]
             weights = x[:, None, None] * y[None, :, None] * z[None, None]
             return weights[..., None] * h[None, None, None]
-        # One axis after the other.
-        values = jnp.zeros((degree + 1,) * 3 + (feat,), h.dtype)
-        values = values.at[tuple(np.transpose(parts_of(degree)))].set(h)
+        # One axis after the other, from all degrees along each.
+        values = h.reshape(degree + 1, degree + 1, degree + 1, feat)
         values = jnp.sum(z[None, None, :, :, None] * values[:, :, :, None], axis=2)
         values = jnp.sum(y[None, :, :, None, None] * values[:, :, None], axis=1)
         return jnp.sum(x[:, :, None, None, None] * values[:, None], axis=0)
@@ -125,6 +123,10 @@ def spread_parts(
         return jax.lax.scan(add_atom, grid, atoms)[0]
 
     tables = _tables(offset, order, degree)
+    if degree > 0:
+        whole = jnp.zeros((len(h), (degree + 1) ** 3, feat), h.dtype)
+        places = np.ravel_multi_index(np.transpose(parts_of(degree)), (degree + 1,) * 3)
+        h = whole.at[:, places].set(h)
     grid = jnp.zeros((*(n + halo for n in shape), feat), h.dtype)
     grid = jax.lax.platform_dependent(
         grid, first, tables, h, cpu=add_atoms, default=add_blocks
@@ -236,7 +238,8 @@ def kept_of(*arguments: Array) -> tuple[Array, ...]:
     JAX (0.10) looks arguments that are kept as they are up by their place, and finds others
     there if the function has constants and is differentiated twice in a loop.
     """
-    return jax.lax.optimization_barrier(arguments)
+    # Each by itself: what turns out not to be needed is then not computed.
+    return tuple(jax.lax.optimization_barrier(each) for each in arguments)
 
 
 def _by_offset(slope: Array, found: Array, degree: int) -> Float[Array, "nodes 3"]:

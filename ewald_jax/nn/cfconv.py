@@ -80,17 +80,16 @@ class ContinuousFilterConvolution(nn.Module):
     def _sum_in_blocks(
         self, x: Array, edges: tuple[Array, ...], both_ways: bool
     ) -> Float[Array, "nodes filters"]:
-        """What all edges send, and their reverses, a block of edges at a time.
+        """What all edges send, with `both_ways` also the other way, a block of them at a time.
 
         Derivatives compute the blocks again.
         """
         count, rows = len(edges[0]), _LARGE // (4 * self.num_filters)
         num = -(-count // rows)
 
-        def cut(values, fill):
+        def cut(values):
             room = ((0, num * rows - count),) + ((0, 0),) * (values.ndim - 1)
-            filled = jnp.pad(values, room, constant_values=fill)
-            return filled.reshape(num, rows, *values.shape[1:])
+            return jnp.pad(values, room).reshape(num, rows, *values.shape[1:])
 
         def add(module, total, block):
             *distances, senders, receivers = block
@@ -100,8 +99,9 @@ class ContinuousFilterConvolution(nn.Module):
                 total = total.at[senders].add(x[receivers] * filters)
             return total, None
 
-        # What has no weight sends nothing.
-        blocks = tuple(cut(values, 0) for values in edges)
+        # What has no weight sends nothing; edges of padding send to padding, of which the last
+        # may be a pair by itself.
+        blocks = tuple(map(cut, edges))
         scan = nn.scan(
             nn.remat(add, prevent_cse=False),
             variable_broadcast="params",

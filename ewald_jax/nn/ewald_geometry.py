@@ -188,8 +188,8 @@ def _mesh(config: EwaldConfig, batch: Batch, dense: Array, mask: Array) -> MeshS
 
     def places_of(positions, mask, cell, nodes):
         scaled = ks.fractional(ks.centre(positions, mask), cell)
-        order = ks.sorting(scaled, shape)
-        return nodes[order], *ks.grid_places(scaled[order], shape)
+        places = ks.sorting(scaled, shape)
+        return nodes[places], *ks.grid_places(scaled[places], shape)
 
     shape, cell = tuple(map(len, indices)), graph_rows(batch, "cell", len(dense))
     nodes, first, offset = jax.vmap(places_of)(dense, mask, cell, batch.dense_index)
