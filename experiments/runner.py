@@ -125,12 +125,19 @@ def submit(
         raise InputError(
             f"--slurm: submitit says: {' '.join(str(error).split())}"
         ) from error
+
+    class Command(submitit.helpers.CommandFunction):
+        """Goes on in a new job where the time of one is up: trainings resume.
+
+        Defined here, so that it is pickled whole: jobs do not find this module.
+        """
+
+        def checkpoint(self) -> Any:
+            return submitit.helpers.DelayedSubmission(self)
+
     try:
         with executor.batch():
-            found = [
-                executor.submit(submitit.helpers.CommandFunction(list(job.command)))
-                for job in jobs
-            ]
+            found = [executor.submit(Command(list(job.command))) for job in jobs]
     except (OSError, RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise InputError(
             f"--slurm: submitit says: {' '.join(str(error).split())}"

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 from conftest import REPOSITORY
 
 from ewald_jax.typing import InputError
@@ -100,6 +101,25 @@ def test_finished_cells_are_not_trained_again(scripts, tmp_path, monkeypatch):
     # A cell of other settings is refused, not mixed in.
     with pytest.raises(InputError):
         compare.run_cell(cell, tmp_path, [*TINY, "optim.lr=1e-5"], progress=False)
+
+
+@pytest.mark.parametrize(
+    "variants, words",
+    [
+        (["voxel", "voxel"], "is there twice"),
+        (["baseline", "voxl"], "did you mean 'voxel'"),
+    ],
+)
+def test_all_cells_are_checked_before_one_is_trained(
+    scripts, tmp_path, capsys, variants, words
+):
+    compare, _, _ = scripts
+    with pytest.raises(typer.Exit) as stop:
+        compare.main(
+            variant=variants, output=tmp_path / "runs", results=tmp_path / "results"
+        )
+    assert stop.value.exit_code == 2 and words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.configs

@@ -36,8 +36,7 @@ STAND_IN = {"oe62": "dimers", "oc20": "slabs"}
 PERIODIC = {"dimers": False, "slabs": True}
 
 
-# Both published sizes of a model take its radial block; each is tried with one of them.
-RADIAL = {"schnet": "oe62", "painn": "oc20", "dimenetpp": "oe62", "gemnet_t": "oc20"}
+FAMILIES = ("schnet", "painn", "dimenetpp", "gemnet_t")
 
 
 def is_plainest(model, variant):
@@ -71,9 +70,10 @@ def combinations():
 
 def _belong_together(data, model, variant):
     family, _, of_paper = model.stem.rpartition("_")
-    if variant.stem in (f"{name}_radial" for name in RADIAL):
-        wanted = (f"{family}_radial", RADIAL[family], STAND_IN.get(of_paper))
-        return (variant.stem, of_paper, data.stem) == wanted
+    if variant.stem in (f"{name}_radial" for name in FAMILIES):
+        # Both published sizes of a model take its radial block.
+        wanted = (f"{family}_radial", STAND_IN.get(of_paper))
+        return (variant.stem, data.stem) == wanted
     if data.stem not in (
         STAND_IN.get(of_paper),
         data.stem if of_paper == "small" else None,
@@ -121,7 +121,7 @@ def test_every_combination_composes(model):
         special = [stem for stem in stems if variant.stem.startswith(stem)]
         special += [
             f"{family}_{size}"
-            for family in RADIAL
+            for family in FAMILIES
             for size in ("oe62", "oc20")
             if variant.stem == f"{family}_radial"
         ]

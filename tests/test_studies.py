@@ -127,7 +127,8 @@ def test_missing_data_say_what_to_download(scripts, tmp_path, monkeypatch):
     cell = scripts["cells"].Cell("oe62", "schnet_small", "baseline", 0)
     with pytest.raises(InputError) as error:
         scripts["cells"].run_cell(cell, tmp_path / "runs", progress=False)
-    assert "runs/data/df_62k.json" in str(error.value) and "mediaTUM" in str(error.value)
+    for words in ("runs/data/df_62k.json", "mediaTUM", "387 MB", "CC BY-SA 4.0"):
+        assert words in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 
@@ -297,13 +298,23 @@ def test_cluster_jobs_go_through_submitit(scripts, tmp_path):
         f"job = runner.Job('x', {job.command!r}, None, None)\n"
         f"folder = pathlib.Path({str(tmp_path / 'cluster')!r})\n"
         "[(name, job)] = runner.submit([job], folder, {'cluster': 'debug'})\n"
-        "job.result()"
+        "job.result()\n"
+        # Where its time is up, it goes on in a new job.
+        "command = job.submission().function\n"
+        "assert command.checkpoint().function is command"
     )
     folder = REPOSITORY / "experiments"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
     assert (tmp_path / "ran").read_text() == "yes"
     with pytest.raises(InputError, match="--slurm: submitit says"):
         runner.submit([job], tmp_path / "cluster", {"cluster": "debug", "no_such_thing": 1})
+
+
+def test_a_seed_given_twice_is_refused(scripts, tmp_path):
+    studies = scripts["studies"]
+    cells = studies.load_study(written(tmp_path / "s.yaml")).cells()
+    with pytest.raises(InputError, match="--seed 0 is given twice"):
+        studies.chosen(cells, (), (0, 0))
 
 
 def test_damaged_and_incomplete_results(scripts, tmp_path):
