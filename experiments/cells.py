@@ -72,6 +72,20 @@ class Cell:
         return load_config(paths, [*self.settings, *overrides, f"train.seed={self.seed}"])
 
 
+def check_once(cells: Sequence[Cell]) -> None:
+    """Refuses a cell that is there twice.
+
+    Raises:
+        InputError: With its name.
+    """
+    names = [cell.name for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"the cell {name} is there twice; give each name and seed once"
+            )
+
+
 def config_path(kind: str, name: str) -> Path:
     """The file of a data, model or variant config.
 

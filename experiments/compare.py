@@ -17,12 +17,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from cells import CONFIGS, HERE, Cell, measured, run_cell
+from cells import CONFIGS, HERE, Cell, check_once, measured, run_cell
 
 from ewald_jax.cli.common import command, note, print_table
 from ewald_jax.memory import keep_memory
 from ewald_jax.train.files import write_json
-from ewald_jax.typing import InputError
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -126,10 +125,9 @@ def main(
 ) -> None:
     """Train every cell and print the table."""
     cells = [Cell(d, model, v, s) for s in range(seeds) for d in data for v in variant]
+    check_once(cells)
     for cell in cells:
         cell.config(overrides or ())  # what does not fit is said before anything runs
-        if cells.count(cell) > 1:
-            raise InputError(f"the cell {cell.name} is there twice; give each name once")
     folder, file = output / name, results / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cells import CONFIGS, Cell, config_path, read_result
+from cells import CONFIGS, Cell, check_once, config_path, read_result
 
 from ewald_jax.checked import Sources, construct, flatten
 from ewald_jax.typing import InputError
@@ -103,11 +103,9 @@ class Study:
                 "train.seed is the cell's; choose seeds in the study or by --seed"
             )
         found = sorted(self._cells(tuple(overrides)), key=lambda pair: pair[0])
-        names = [cell.name for _, cell in found]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"the cell {name} is there twice; give each seed once")
-        return [cell for _, cell in found]
+        cells = [cell for _, cell in found]
+        check_once(cells)
+        return cells
 
     def _cells(self, overrides: tuple[str, ...]) -> Iterator[tuple[int, Cell]]:
         for data in self.data:

@@ -100,7 +100,7 @@ def test_settings_of_a_model_with_a_variant_come_last(scripts, tmp_path):
     [
         (
             {"variants": {"baseline": {"seeds": [1, 1]}}},
-            "is there twice; give each seed once",
+            "is there twice; give each name and seed once",
         ),
         ({"models": {"schnett_small": {}}}, "did you mean 'schnet_small'?"),
         ({"variants": {"voxels": {"seeds": 1}}}, "did you mean 'voxel'?"),

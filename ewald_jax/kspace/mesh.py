@@ -35,6 +35,7 @@ _FULL = jax.lax.Precision.HIGHEST
 """TF32 would lose what the mesh is fine enough for."""
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(SLOPES)
+"""For derivatives by the positions; the grids that they are taken from are not."""
 
 _PRODUCTS = 256
 """Points along the first axis up to which products take the place of a fast transform: measured

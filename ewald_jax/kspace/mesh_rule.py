@@ -35,7 +35,8 @@ MARGIN = 1.05
 little beyond the cutoff are kept: their filter is zero, but after a strain it may not be."""
 
 _MAX_POINTS = 2**26
-"""Grid points at most: some 5 GB for the few features that are on the grid at a time."""
+"""Grid points at most: a grid of the few features that are on it at a time then takes 4.3 GB,
+and more than one such array is there at once."""
 
 _ALIASES = np.arange(1, 33)
 

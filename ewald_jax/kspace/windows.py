@@ -238,8 +238,7 @@ def kept_of(*arguments: Array) -> tuple[Array, ...]:
     JAX (0.10) looks arguments that are kept as they are up by their place, and finds others
     there if the function has constants and is differentiated twice in a loop.
     """
-    # Each by itself: what turns out not to be needed is then not computed.
-    return tuple(jax.lax.optimization_barrier(each) for each in arguments)
+    return jax.lax.optimization_barrier(arguments)
 
 
 def _by_offset(slope: Array, found: Array, degree: int) -> Float[Array, "nodes 3"]:

@@ -87,21 +87,23 @@ class ContinuousFilterConvolution(nn.Module):
         count, rows = len(edges[0]), _LARGE // (4 * self.num_filters)
         num = -(-count // rows)
 
-        def cut(values):
+        def cut(values, fill):
             room = ((0, num * rows - count),) + ((0, 0),) * (values.ndim - 1)
-            return jnp.pad(values, room).reshape(num, rows, *values.shape[1:])
+            filled = jnp.pad(values, room, constant_values=fill)
+            return filled.reshape(num, rows, *values.shape[1:])
 
         def add(module, total, block):
             *distances, senders, receivers = block
             filters = module._filters(*distances)
-            total = total.at[receivers].add(x[senders] * filters)
+            sent = x[senders] * filters
+            total = total.at[receivers].add(sent, indices_are_sorted=True)
             if both_ways:
                 total = total.at[senders].add(x[receivers] * filters)
             return total, None
 
-        # What has no weight sends nothing; edges of padding send to padding, of which the last
-        # may be a pair by itself.
-        blocks = tuple(map(cut, edges))
+        # Receivers stay in order, and what has no weight sends nothing. Edges of padding, of
+        # which the last may be a pair by itself, send to padding.
+        blocks = tuple(map(cut, edges, (0, 0, 0, len(x) - 1)))
         scan = nn.scan(
             nn.remat(add, prevent_cse=False),
             variable_broadcast="params",
