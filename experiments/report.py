@@ -54,15 +54,15 @@ def study_table(name: str) -> str | None:
     found = [
         result_of(result_path(results, name, cell), cell, study.also) for cell in every
     ]
-    cells = [result for result in found if result is not None]
+    cells = [study.shown(result) for result in found if result is not None]
     if not cells:
         return None
     machines = dict.fromkeys(
         f"{c['machine']['cores']} cores of {c['machine']['processor']}" for c in cells
     )
     note = (
-        f"{len(cells)} of {len(every)} cells. Test errors, mean ± standard deviation over "
-        "seeds; smaller than the baseline's of the same seeds, and for means over models from "
+        f"{len(cells)} of {len(every)} cells. {study.errors.capitalize()}, mean ± "
+        "standard deviation over seeds; smaller than the baseline's of the same seeds, and for means over models from "
         f"the least to the most; {'; '.join(machines)}."
     )
     columns, rows = accuracy_table(cells, study.baseline)

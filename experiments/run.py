@@ -112,11 +112,11 @@ def summarised(study: Study, name: str, cells: list[Cell], results: Path) -> Non
     found = [
         result_of(result_path(results, name, cell), cell, study.also) for cell in cells
     ]
-    done = [values for values in found if values is not None]
+    done = [study.shown(values) for values in found if values is not None]
     if not done:
         return
     columns, rows = accuracy_table(done, study.baseline)
-    title = f"{name}, {len(done)} of {len(cells)} cells"
+    title = f"{name}, {study.errors}, {len(done)} of {len(cells)} cells"
     print_table(title, columns, rows)
     write_text(results / name / "table.md", markdown(columns, rows, title) + "\n")
     drawn = plot_accuracy(done, study.baseline, results / name / "improvement.png")

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from cells import CONFIGS, Cell, check_once, config_path, read_result
@@ -67,6 +67,7 @@ class Study:
         variants: Variants.
         also: Data configs whose test split is measured, too.
         set: ``key=value`` for every cell.
+        split: Whose errors the table shows: "test", or "val" for a study that chooses settings.
     """
 
     about: str
@@ -75,6 +76,7 @@ class Study:
     variants: Mapping[str, VariantEntry]
     also: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
+    split: Literal["test", "val"] = "test"
 
     def __post_init__(self):
         """Refuses a study without cells, and variants whose names are no names of files."""
@@ -86,11 +88,26 @@ class Study:
                 raise InputError(
                     f"variants has {name!r}, expected letters, digits, . _ + -"
                 )
+        if self.split == "val" and self.also:
+            raise InputError(
+                "split is val, but also names data sets, which are for testing"
+            )
 
     @property
     def baseline(self) -> str:
         """The first variant."""
         return next(iter(self.variants))
+
+    @property
+    def errors(self) -> str:
+        """What the table shows, in words."""
+        return "test errors" if self.split == "test" else "validation errors"
+
+    def shown(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result with the errors that the table shows, and no others."""
+        if self.split == "test":
+            return dict(result)
+        return {**result, "metrics": {self.split: result["metrics"][self.split]}}
 
     def cells(self, overrides: Sequence[str] = ()) -> list[Cell]:
         """All cells, the first seed of each first.

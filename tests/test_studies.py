@@ -208,6 +208,25 @@ def test_improvements_compare_the_same_seeds(scripts):
     assert means[0][5] == "39 % (28 to 50)"
 
 
+def test_a_study_that_chooses_settings_shows_validation_errors(scripts, tmp_path):
+    studies = scripts["studies"]
+    assert studies.load_study("accuracy_sapt10k").errors == "test errors"
+    study = studies.load_study("settings_sapt10k")
+    assert study.errors == "validation errors"
+    row = result("sapt10k", "a", "baseline", 0, 1.0)
+    row["metrics"] = {"val": {"energy_mae": 2.0}, "test": {"energy_mae": 1.0}}
+    _, rows = scripts["accuracy"].accuracy_table([study.shown(row)], "baseline")
+    assert rows[0][4] == "2000.0"
+    (tmp_path / "x.yaml").write_text(
+        "about: x\ndata: [sapt10k]\nsplit: val\nalso: [sapt10k_charged]\n"
+        "models: {schnet_small: {}}\nvariants: {baseline: {seeds: 1}}\n"
+    )
+    with pytest.raises(
+        InputError, match=r"x\.yaml.*split is val, but also names data sets"
+    ):
+        studies.load_study(str(tmp_path / "x.yaml"))
+
+
 def test_pictures_of_a_study(scripts, tmp_path):
     done = [
         result("d", model, variant, seed, error, error)
