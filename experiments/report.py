@@ -62,8 +62,8 @@ def study_table(name: str) -> str | None:
     )
     note = (
         f"{len(cells)} of {len(every)} cells. {study.errors.capitalize()}, mean ± "
-        "standard deviation over seeds; smaller than the baseline's of the same seeds, and for means over models from "
-        f"the least to the most; {'; '.join(machines)}."
+        "standard deviation over seeds; smaller than the baseline's of the same seeds, and for "
+        f"means over models from the least to the most; {'; '.join(machines)}."
     )
     columns, rows = accuracy_table(cells, study.baseline)
     return _markdown(columns, rows, note)
