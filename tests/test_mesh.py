@@ -16,7 +16,7 @@ import ewald_jax
 from ewald_jax import kspace
 from ewald_jax.calculator import EwaldCalculator
 from ewald_jax.graph.waves import mesh_fits
-from ewald_jax.kspace import bspline, mesh, mesh_rule, windows
+from ewald_jax.kspace import bspline, convolution, mesh, mesh_rule, windows
 from ewald_jax.models import neighborhood
 from ewald_jax.nn import cfconv
 from ewald_jax.nn.ewald_config import EwaldConfig
@@ -91,29 +91,30 @@ def taken(request, monkeypatch):
 @pytest.mark.parametrize("degree", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(7, 6, 9), (4, 6, 4)], ids=["large", "least"])
 def test_spreading_and_gathering_of_all_derivatives(shape, degree, taken, rng):
-    """Against sums over each atom's points; on a periodic grid; each other's transpose."""
+    """Against sums over each atom's points; each other's transpose."""
     order, parts = 4, windows.parts_of(degree)
+    points = tuple(n + order - 1 for n in shape)
     scaled = np.concatenate([rng.uniform(-3, 3, (40, 3)), [[0, -1e-18, 1 - 1e-17]]])
     first, offset = kspace.grid_places(jnp.asarray(scaled), shape)
     tables = np.asarray(bspline.spline_tables(offset, order, degree))
     h = jnp.asarray(rng.normal(size=(41, len(parts), 2)))
-    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
-    spread = windows.spread_parts(shape, order, degree, first, offset, h)
-    gathered = windows.gather_parts(shape, order, degree, first, offset, grid)
-    expected = np.zeros((*shape, 2))
+    grid = jnp.asarray(rng.normal(size=(*points, 2)))
+    spread = windows.spread_parts(points, order, degree, first, offset, h)
+    gathered = windows.gather_parts(points, order, degree, first, offset, grid)
+    expected = np.zeros((*points, 2))
     for node in range(41):
-        points = [(int(first[node, a]) + np.arange(order)) % shape[a] for a in range(3)]
+        window = tuple(slice(int(n), int(n) + order) for n in first[node])
         for place, part in enumerate(parts):
             sides = (tables[node, a, n] for a, n in enumerate(part))
             weights = np.einsum("x,y,z->xyz", *sides)[..., None]
-            np.add.at(expected, np.ix_(*points), weights * np.asarray(h[node, place]))
-            value = np.sum(weights * np.asarray(grid)[np.ix_(*points)], axis=(0, 1, 2))
+            expected[window] += weights * np.asarray(h[node, place])
+            value = np.sum(weights * np.asarray(grid)[window], axis=(0, 1, 2))
             np.testing.assert_allclose(gathered[node, place], value, atol=1e-12)
     assert_close(spread, expected, 1e-13)
     np.testing.assert_allclose(jnp.sum(spread * grid), jnp.sum(h * gathered))
     if degree == 0:
         assert_close(jnp.sum(spread, axis=(0, 1, 2)), jnp.sum(h, axis=(0, 1)), 1e-12)
-        assert_close(windows.spread(shape, order, first, offset, h[:, 0]), spread, 1e-13)
+        assert_close(windows.spread(points, order, first, offset, h[:, 0]), spread, 1e-13)
         found = windows.gather(order, first, offset, grid)
         assert_close(found, gathered[:, 0], 1e-13)
 
@@ -122,32 +123,38 @@ def test_spreading_and_gathering_of_all_derivatives(shape, degree, taken, rng):
 def test_derivatives_of_spreading_and_gathering(degree, taken, rng):
     order, shape, count = 4, (4, 6, 5), len(windows.parts_of(degree))
     first, offset = kspace.grid_places(jnp.asarray(rng.uniform(size=(5, 3))), shape)
+    points = tuple(n + order - 1 for n in shape)
     h = jnp.asarray(rng.normal(size=(5, count, 2)))
-    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
-    spread = lambda *args: windows.spread_parts(shape, order, degree, first, *args)
-    gather = lambda *args: windows.gather_parts(shape, order, degree, first, *args)
+    grid = jnp.asarray(rng.normal(size=(*points, 2)))
+    spread = lambda *args: windows.spread_parts(points, order, degree, first, *args)
+    gather = lambda *args: windows.gather_parts(points, order, degree, first, *args)
     offset = 0.1 + 0.8 * offset  # not across grid points
     check_grads(spread, (offset, h), 2, ["rev"])
     check_grads(gather, (offset, grid), 2, ["rev"])
 
 
-@pytest.mark.parametrize("long", [False, True])
+@pytest.mark.parametrize("halo, long", [(0, False), (3, False), (3, True)])
 @pytest.mark.parametrize("num_waves", [1, 3, 4])
 @pytest.mark.parametrize("shape", [(6, 5, 4), (7, 4, 5)], ids=["even", "odd"])
 def test_the_convolution_and_its_derivatives(
-    shape, num_waves, long, taken, rng, monkeypatch
+    shape, num_waves, halo, long, taken, rng, monkeypatch
 ):
+    """On a grid whose last points are the first ones again."""
     if long:  # with fast transforms along the first axis, too
-        monkeypatch.setattr(mesh, "_PRODUCTS", 5)
-    grid = jnp.asarray(rng.normal(size=(*shape, 2)))
+        monkeypatch.setattr(convolution, "_PRODUCTS", 5)
+    grid = jnp.asarray(rng.normal(size=(*(n + halo for n in shape), 2)))
+    points = np.ix_(*(np.arange(n + halo) % n for n in shape))
+    period = np.zeros((*shape, 2))
+    np.add.at(period, points, grid)
     filter = rng.normal(size=(num_waves, *shape[1:]))
     whole = np.zeros((shape[0] // 2 + 1, *shape[1:], 1))
     whole[:num_waves, ..., 0] = filter
     # The last axis is the halved one.
     axes, size = (2, 1, 0), shape[::-1]
-    expected = np.fft.irfftn(np.fft.rfftn(grid, size, axes) * whole, size, axes)
-    assert_close(mesh.convolve(grid, jnp.asarray(filter)), expected, 1e-13)
-    check_grads(mesh.convolve, (grid, jnp.asarray(filter)), 2, ["rev"])
+    expected = np.fft.irfftn(np.fft.rfftn(period, size, axes) * whole, size, axes)
+    convolve = functools.partial(convolution.convolve, halo)
+    assert_close(convolve(grid, jnp.asarray(filter)), expected[points], 1e-13)
+    check_grads(convolve, (grid, jnp.asarray(filter)), 2, ["rev"])
 
 
 # -- the error -------------------------------------------------------------------------------

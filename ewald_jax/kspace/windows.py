@@ -1,10 +1,14 @@
-r"""Sums over the windows that atoms have on a periodic grid: spreading and gathering.
+r"""Sums over the windows that atoms have on a grid: spreading and gathering.
 
 With the weights W of `bspline.spline_tables`, products of one B-spline for each axis, and their
 derivatives W^a by the atom's offset, a = (ax, ay, az) the orders:
 
 * `spread`: grid = sum_i W_i h_i;
 * `gather`: h_i = W_i . grid.
+
+The grid has p - 1 points more along each axis than the cell, so that no window leaves it: those
+are the first points again. What belongs together is added up, and filled in, by
+`convolution.convolve`.
 
 The derivative of each by its features or its grid is the other, and that by the offsets is
 `gather` with derivatives of W. So `gather` finds the slopes at the atoms with its values, from
@@ -43,18 +47,18 @@ def spread(
     first: Int[Array, "nodes 3"],
     offset: Float[Array, "nodes 3"],
     h: Float[Array, "nodes feat"],
-) -> Float[Array, "k1 k2 k3 feat"]:
+) -> Float[Array, "n1 n2 n3 feat"]:
     """Node features on the grid.
 
     Args:
-        shape: Of the grid, each at least the order.
+        shape: Of the grid, p - 1 more than the cell has along each axis.
         order: p of the B-splines.
         first: From `bspline.grid_places`.
         offset: From `bspline.grid_places`.
         h: Node features.
 
     Returns:
-        The periodic grid of each feature.
+        The grid of each feature.
     """
     return spread_parts(shape, order, 0, first, offset, h[:, None])
 
@@ -63,7 +67,7 @@ def gather(
     order: int,
     first: Int[Array, "nodes 3"],
     offset: Float[Array, "nodes 3"],
-    grid: Float[Array, "k1 k2 k3 feat"],
+    grid: Float[Array, "n1 n2 n3 feat"],
 ) -> Float[Array, "nodes feat"]:
     """The values of a grid at the atoms.
 
@@ -71,7 +75,7 @@ def gather(
         order: p of the B-splines.
         first: From `bspline.grid_places`.
         offset: From `bspline.grid_places`.
-        grid: Periodic.
+        grid: As from `spread`.
 
     Returns:
         One row for each atom.
@@ -87,9 +91,9 @@ def spread_parts(
     first: Int[Array, "nodes 3"],
     offset: Float[Array, "nodes 3"],
     h: Float[Array, "nodes parts feat"],
-) -> Float[Array, "k1 k2 k3 feat"]:
+) -> Float[Array, "n1 n2 n3 feat"]:
     """sum_i sum_a W^a_i h_ia, a in the order of `parts_of` the degree."""
-    halo, feat = order - 1, h.shape[-1]
+    feat = h.shape[-1]
     numbers = jax.lax.ScatterDimensionNumbers((1, 2, 3, 4), (), (0, 1, 2))
 
     def window_of(tables, h):
@@ -127,17 +131,10 @@ def spread_parts(
         whole = jnp.zeros((len(h), (degree + 1) ** 3, feat), h.dtype)
         places = np.ravel_multi_index(np.transpose(parts_of(degree)), (degree + 1,) * 3)
         h = whole.at[:, places].set(h)
-    grid = jnp.zeros((*(n + halo for n in shape), feat), h.dtype)
-    grid = jax.lax.platform_dependent(
+    grid = jnp.zeros((*shape, feat), h.dtype)
+    return jax.lax.platform_dependent(
         grid, first, tables, h, cpu=add_atoms, default=add_blocks
     )
-    # Windows that begin at the last points reach beyond them; what is there is folded back, in
-    # place.
-    for axis, size in enumerate(shape):
-        over = jax.lax.slice_in_dim(grid, size, size + halo, axis=axis)
-        over += jax.lax.slice_in_dim(grid, 0, halo, axis=axis)
-        grid = jax.lax.dynamic_update_slice_in_dim(grid, over, 0, axis)
-    return grid[tuple(slice(0, size) for size in shape)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -147,15 +144,10 @@ def gather_parts(
     degree: int,
     first: Int[Array, "nodes 3"],
     offset: Float[Array, "nodes 3"],
-    grid: Float[Array, "k1 k2 k3 feat"],
+    grid: Float[Array, "n1 n2 n3 feat"],
 ) -> Float[Array, "nodes parts feat"]:
     """W^a_i . grid, a in the order of `parts_of` the degree."""
-    halo, feat = order - 1, grid.shape[-1]
-    # The first points once more behind the last ones, there in place.
-    grid = jnp.pad(grid, (*((0, halo),) * 3, (0, 0)))
-    for axis, size in enumerate(shape):
-        again = jax.lax.slice_in_dim(grid, 0, halo, axis=axis)
-        grid = jax.lax.dynamic_update_slice_in_dim(grid, again, size, axis)
+    feat = grid.shape[-1]
     numbers = jax.lax.GatherDimensionNumbers((1, 2, 3, 4), (), (0, 1, 2))
     sizes = (order, order, order, feat)
 
