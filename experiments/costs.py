@@ -25,7 +25,7 @@ from ewald_jax.train.files import read_json
 
 SHAPES = {
     "molecules": (
-        ("embeddings", "cutoff", "atomic", "voxel", "radial"),
+        ("embeddings", "cutoff", "atomic", "fine_voxel", "radial"),
         ("--carbons", "5", "--batch-size", "32", "--repeats", "9", "loss.forces=none"),
     ),
     "slabs": (

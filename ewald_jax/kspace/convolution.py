@@ -4,9 +4,10 @@ Of the waves along the first axis only those within the cutoff are computed, som
 at the default order and accuracy: by matrix products, before fast transforms of the other two
 axes, plane by plane. (This and the order of the arrays is what was fastest on CPUs.)
 
-A grid may have points beyond its period, its halo, into which windows reach. Adding them to the
-points that they stand for, and filling them in again, costs nothing in the matrix products, and
-little in planes that are in the cache; in the whole grid it was two more copies of it.
+A grid may have points beyond its period, its halo, into which windows reach. What is there is
+added to the points that it stands for, and filled in again, by the matrix products, which have
+some more operations for it, and within planes that are in a CPU's cache. In the whole grid that
+was two more copies of it.
 """
 
 from collections.abc import Callable
@@ -34,15 +35,16 @@ def convolve(
 ) -> Float[Array, "n1 n2 n3 feat"]:
     """A real filter in Fourier space; symmetric in the grid.
 
-    Points of the halo are the first ones along the axis again: what is there counts as theirs,
-    and they have the same values after it.
+    Points of the halo stand for the first ones along their axis: their values are added to
+    those before, and set to them afterwards.
 
     The derivative by the filter is `correlate`, and that of `correlate` is this again. JAX's
     own derivatives would keep and transform complex grids.
 
     Args:
-        halo: Points that the grid has more than its period has, along each axis.
-        grid: Of any values.
+        halo: Points that the grid has beyond its period along each axis, at most as many as
+            the period has.
+        grid: With its halo.
         filter: Of the waves of which the first index is 0 to num_waves - 1, and of those that
             are complex conjugates of them; the others are left out.
 

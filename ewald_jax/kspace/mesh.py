@@ -3,10 +3,11 @@ r"""The `radial` message of crystals on a grid, in O(N log N).
 .. math:: M = c\, G^T F^{-1} \frac{\varphi(|k|)}{b(k)^2} F G\, h
 
 G spreads the features with cardinal B-splines (`kspace.windows`), F is the fast Fourier
-transform, and b the Fourier factor of the B-splines. The filter ends at the cutoff: with grid
-points closer than pi / k_cutoff all its waves are on the grid, k = 0 included, and what is left
-of the error is aliasing, see `mesh_rule.mesh_error`. Derivatives are exactly those of the
-message on the grid; so the forces on all atoms add up to zero only within the error.
+transform (`kspace.convolution`), and b the Fourier factor of the B-splines. The filter ends at
+the cutoff: with grid points closer than pi / k_cutoff all its waves are on the grid, k = 0
+included, and what is left of the error is aliasing, see `mesh_rule.mesh_error`. Derivatives are
+exactly those of the message on the grid; so the forces on all atoms add up to zero only within
+the error.
 
 Source: Essmann et al., J. Chem. Phys. 103, 8577 (1995); there one charge per atom, and the
 Coulomb filter. The factor b is that of the continuous transform, sinc^p, as in Hockney and
@@ -96,7 +97,7 @@ def mesh_message(
         offset: From `bspline.grid_places`.
         filters: From `mesh_basis`.
         order: Of the B-splines.
-        size: Grid points along the first axis.
+        size: Grid points along the first axis, without the halo.
 
     Returns:
         The message.
@@ -110,12 +111,12 @@ def mesh_message(
     padded = jnp.pad(padded, ((0, 0), (0, 0), (0, blocks * width - each)))
     parts = jnp.moveaxis(padded.reshape(nodes, heads, blocks, width), 0, 2)
     halo = order - 1
-    shape = tuple(n + halo for n in (size, *filters.shape[2:]))
+    points = tuple(n + halo for n in (size, *filters.shape[2:]))
 
     # In a loop nothing could be merged with the forward pass, and need not be kept from it.
     @partial(jax.checkpoint, prevent_cse=False, policy=_KEPT)
     def of_block(h, filter, offset):
-        grid = convolve(halo, spread(shape, order, first, offset, h), filter)
+        grid = convolve(halo, spread(points, order, first, offset, h), filter)
         return gather(order, first, offset, grid)
 
     def of_head(part):

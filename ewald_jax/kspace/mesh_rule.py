@@ -36,7 +36,7 @@ little beyond the cutoff are kept: their filter is zero, but after a strain it m
 
 _MAX_POINTS = 2**26
 """Grid points at most: a grid of the few features that are on it at a time then takes 4.3 GB,
-and more than one such array is there at once."""
+more with its halo, and more than one such array is there at once."""
 
 _ALIASES = np.arange(1, 33)
 
@@ -172,8 +172,8 @@ def mesh_pays(
 
     The direct sum takes 8 nodes x kvecs operations in matrix products for each feature. The
     mesh takes what amounts to two transforms of 2.5 points log2(points) operations, which are
-    slower (`kspace.mesh` does part of them by products), and two passes over the windows of
-    nodes x order^3 points, which wait for memory. At 0.05 atoms per cubic Å and
+    slower (`kspace.convolution` does part of them by products), and two passes over the windows
+    of nodes x order^3 points, which wait for memory. At 0.05 atoms per cubic Å and
     k_cutoff = 2 / Å they meet at some 1000 atoms on a CPU, where this was measured.
 
     Args:

@@ -36,7 +36,7 @@ class LowRank(NamedTuple):
             [rows, kvecs, bottleneck] with the weights of the vectors.
         kernel: [rows, slots, slots, bottleneck] their kernels between the atoms of molecules,
             None if there are none in pair form.
-        mesh: [rows, bottleneck, num_waves, k1, k2] their values at the waves of a mesh, None if
+        mesh: [rows, bottleneck, num_waves, k2, k3] their values at the waves of a mesh, None if
             there is none.
     """
 
