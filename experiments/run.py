@@ -20,12 +20,13 @@ import typer
 import yaml
 from accuracy import accuracy_table, plot_accuracy
 from cells import HERE, Cell, check_data, run_cell
-from runner import DONE, FAILED, Job, run_local, submit
+from runner import DONE, FAILED, Job, progress_of, run_local, submit
 from studies import Study, chosen, load_study, result_of, result_path
 from tables import markdown
 
 from ewald_jax.cli.common import command, note, print_table
 from ewald_jax.memory import keep_memory
+from ewald_jax.train.directory import HISTORY
 from ewald_jax.train.files import write_json, write_text
 from ewald_jax.typing import InputError
 
@@ -51,7 +52,7 @@ def main(
     runs: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs"),
     results: Annotated[Path, typer.Option(help="Where results go.")] = HERE / "results",
     show: Annotated[
-        bool, typer.Option("--list", help="Show what there is, and train nothing.")
+        bool, typer.Option("--list", help="Show what there is, and why not; train nothing.")
     ] = False,
     cell: Annotated[str, typer.Option(hidden=True, help="Train this one, here.")] = "",
 ) -> None:
@@ -68,7 +69,7 @@ def main(
     missing = [c for c in wanted if found[c] is None]
     note(f"{name}: {described.about}")
     if show:
-        states = [(c.name, "done" if found[c] is not None else "missing") for c in wanted]
+        states = [(c.name, _state(c, found[c], runs / name)) for c in wanted]
         print_table("", ("cell", "state"), states)
     note(f"{len(wanted) - len(missing)} of {len(wanted)} cells have a result")
     if show:
@@ -84,6 +85,7 @@ def main(
             settings = _settings(slurm)
             for job, submitted in submit(jobs, runs / name / "cluster", settings):
                 note(f"job {submitted.job_id}: {job}")
+            note("--list shows what has become of them")
             return
         devices = _devices(gpus, workers)
         try:
@@ -99,9 +101,17 @@ def main(
 
 
 def train_cell(study: Study, name: str, cell: Cell, runs: Path, results: Path) -> None:
-    """Trains one cell in this process, and keeps its result."""
-    # Without a result in `results` it is to be computed, whatever the run folder says.
-    values = run_cell(cell, runs / name, also=study.also, again=True)
+    """Trains one cell in this process, and keeps its result, or why there is none."""
+    failure = _failure_path(runs / name, cell)
+    failure.unlink(missing_ok=True)
+    try:
+        # Without a result in `results` it is to be computed, whatever the run folder says.
+        values = run_cell(cell, runs / name, also=study.also, again=True)
+    except Exception as error:
+        # Nobody may be looking, as with a job of a cluster: `--list` reads it.
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        write_text(failure, " ".join(str(error).split()) or type(error).__name__)
+        raise
     path = result_path(results, name, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, values)
@@ -123,6 +133,21 @@ def summarised(study: Study, name: str, cells: list[Cell], results: Path) -> Non
     note(
         f"results, table.md{' and improvement.png' if drawn else ''} are in {results / name}"
     )
+
+
+def _failure_path(folder: Path, cell: Cell) -> Path:
+    return folder / "logs" / f"{cell.name}.failed"
+
+
+def _state(cell: Cell, result: dict | None, folder: Path) -> str:
+    """Of a cell: done, failed and why, begun and how far, or missing."""
+    if result is not None:
+        return "done"
+    failure = _failure_path(folder, cell)
+    if failure.exists():
+        return f"failed: {failure.read_text().strip()}"
+    progress = progress_of(folder / cell.name / HISTORY)
+    return f"begun: {progress}" if progress else "missing"
 
 
 def _named(cells: list[Cell], name: str) -> Cell:
@@ -165,7 +190,7 @@ def _job(
         cell.name,
         [sys.executable, str(Path(__file__).resolve()), study, *overrides, *options],
         runs / name / "logs" / f"{cell.name}.log",
-        runs / name / cell.name / "metrics.jsonl",
+        runs / name / cell.name / HISTORY,
     )
 
 

@@ -49,13 +49,16 @@ class Job:
 
     def progress(self) -> str:
         """What the last epoch said."""
-        if self.state == FAILED:
-            return self.reason
-        # Written by another process, and only to be looked at.
-        with contextlib.suppress(OSError, IndexError, KeyError, TypeError, ValueError):
-            last = json.loads(self.metrics.read_text().splitlines()[-1])
-            return f"step {last['step']}, validation loss {last['val_loss']:.4g}"
-        return ""
+        return self.reason if self.state == FAILED else progress_of(self.metrics)
+
+
+def progress_of(metrics: Path) -> str:
+    """What the last epoch of a training said; "" if there is none yet."""
+    # Written by another process, and only to be looked at.
+    with contextlib.suppress(OSError, IndexError, KeyError, TypeError, ValueError):
+        last = json.loads(metrics.read_text().splitlines()[-1])
+        return f"step {last['step']}, validation loss {last['val_loss']:.4g}"
+    return ""
 
 
 def run_local(

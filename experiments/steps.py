@@ -3,9 +3,10 @@
     python experiments/steps.py [PART-OF-NAME] && python experiments/report.py
 
 One process for each model and size, `ewald-jax benchmark step`: on 8 molecules of 41 atoms, at
-the paper's sizes for OE62 also on 64 (GemNet-T then takes more than 24 GB), for the two models
-of the data sets of molecules on 16 of 17 atoms, as those sets have them, and at the paper's
-sizes for OC20 on 8 slabs of 66 atoms; baseline and Ewald take turns within it. Writes
+the paper's sizes for OE62 also on 64 (of GemNet-T 18 GB, and more where processes keep their
+memory: ``GLIBC_TUNABLES=glibc.malloc.arena_max=8`` keeps none), for the two models of the data
+sets of molecules on 16 of 17 atoms, as those sets have them, and at the paper's sizes for OC20
+on 8 slabs of 66 atoms; baseline and Ewald take turns within it. Writes
 ``results/steps_*.json``; "Ewald" is the paper's scheme, "radial" ours.
 """
 

@@ -329,6 +329,35 @@ def test_cluster_jobs_go_through_submitit(scripts, tmp_path):
         runner.submit([job], tmp_path / "cluster", {"cluster": "debug", "no_such_thing": 1})
 
 
+def test_the_list_says_why_a_cell_has_no_result(scripts, tmp_path, monkeypatch, capsys):
+    run, runs = scripts["run"], tmp_path / "runs"
+    path = written(tmp_path / "s.yaml")
+    study = scripts["studies"].load_study(path)
+    first, second, third, _ = study.cells()
+
+    def broken(cell, folder, **options):
+        raise InputError("the sample\nis broken") if cell is first else KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_cell", broken)
+    for cell, kind in ((first, InputError), (second, KeyboardInterrupt)):
+        with pytest.raises(kind):
+            run.train_cell(study, "s", cell, runs, tmp_path / "results")
+    (runs / "s" / third.name).mkdir()
+    history = '{"step": 5, "val_loss": 2.0}\n'
+    (runs / "s" / third.name / "metrics.jsonl").write_text(history)
+    states = [run._state(cell, None, runs / "s") for cell in (first, second, third)]
+    assert states == [
+        "failed: the sample is broken",
+        "missing",
+        "begun: step 5, validation loss 2",
+    ]
+    # It is said until it is tried again.
+    monkeypatch.setattr(run, "run_cell", lambda *args, **options: {"metrics": {}})
+    run.train_cell(study, "s", first, runs, tmp_path / "results")
+    assert run._state(first, None, runs / "s") == "missing"
+    assert run._state(first, {}, runs / "s") == "done"
+
+
 def test_a_seed_given_twice_is_refused(scripts, tmp_path):
     studies = scripts["studies"]
     cells = studies.load_study(written(tmp_path / "s.yaml")).cells()
