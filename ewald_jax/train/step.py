@@ -114,24 +114,24 @@ def make_train_step(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (value, sums), grads = grad_fn(state.params, batch)
         grad_norm = optax.tree.norm(grads)
+        healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
+        # Frozen at the last good step, so that the culprit can be found with its parameters.
+        new_state = _if_healthy(healthy, update, state, grads)
+        # A learning rate that is far too large is seen here, before anything is saved.
+        healthy &= jnp.isfinite(optax.tree.norm(new_state.params))
+        sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
+        return new_state.replace(healthy=healthy), sums
 
+    def update(state: TrainState, grads: PyTree) -> TrainState:
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.lr_scale.astype(u.dtype), updates)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = update_ema(ema_params, params, state.step, optim_config)
-
-        finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
-        finite &= jnp.isfinite(optax.tree.norm(params))
-        healthy = state.healthy & finite
-        new_state = state.replace(
+        return state.replace(
             step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
         )
-        # Frozen at the last good step, so that the culprit can be found with its parameters.
-        new_state = jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new_state, state)
-        sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
-        return new_state.replace(healthy=healthy), sums
 
     step = _for_each(train_step, members)
     if mesh is None:
@@ -142,6 +142,29 @@ def make_train_step(
         in_shardings=(same_on(mesh), spread_over(mesh)),
         out_shardings=same_on(mesh),
     )
+
+
+def _if_healthy(
+    healthy: Array,
+    update: Callable[[TrainState, PyTree], TrainState],
+    state: TrainState,
+    grads: PyTree,
+) -> TrainState:
+    """The updated state, or the state as it is.
+
+    On CPUs only one of them is computed: to choose between the numbers of both takes memory
+    and, for networks with many parameters and few atoms, a tenth of a step. On accelerators
+    a branch would wait for the host.
+    """
+
+    def branch(healthy, state, grads):
+        return jax.lax.cond(healthy, update, lambda state, _: state, state, grads)
+
+    def choice(healthy, state, grads):
+        new = update(state, grads)
+        return jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new, state)
+
+    return jax.lax.platform_dependent(healthy, state, grads, cpu=branch, default=choice)
 
 
 def make_eval_step(
