@@ -95,17 +95,11 @@ def blame(
         bad = [name for name, good in finite.items() if not good]
         if bad:
             reasons[int(index)] = f"{bad[0]} is not finite"
-    if len(reasons) == len(indices) and _overflow(params):
-        reasons = {}
+    if len(reasons) == len(indices) and np.isinf(optax.tree.norm(params)):
+        reasons = {}  # parameters too large for any structure: the step before diverged
     parts = [what, _describe(dataset, indices, reasons), kept]
     message = "; ".join(part for part in parts if part)
     return NonFiniteError(message, reasons or indices, member)
-
-
-def _overflow(params: PyTree) -> bool:
-    """Whether parameters are numbers, but too large for any structure."""
-    numbers = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    return numbers and not np.isfinite(optax.tree.norm(params))
 
 
 def _cause(name: str) -> int:
