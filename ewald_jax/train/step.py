@@ -153,7 +153,7 @@ def _if_healthy(
     """The updated state, or the state as it is.
 
     On CPUs only one of them is computed: to choose between the numbers of both takes memory
-    and, for networks with many parameters and few atoms, a tenth of a step. On accelerators
+    and, for networks with many parameters and few atoms, a twentieth of a step. On accelerators
     a branch would wait for the host.
     """
 
