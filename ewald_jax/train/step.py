@@ -12,6 +12,7 @@ from ewald_jax.graph.schema import Batch
 from ewald_jax.potential import Prediction, model_outputs
 from ewald_jax.train.losses import LossConfig, loss_sums, total_loss
 from ewald_jax.train.metrics import Sums, metric_sums
+from ewald_jax.train.norms import tree_norm
 from ewald_jax.train.optim import OptimConfig, update_ema
 from ewald_jax.train.sharding import same_on, spread_over
 from ewald_jax.train.state import TrainState
@@ -113,12 +114,12 @@ def make_train_step(
             traces.append(batch_shape(batch))
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (value, sums), grads = grad_fn(state.params, batch)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = tree_norm(grads)
         healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
         # Frozen at the last good step, so that the culprit can be found with its parameters.
         new_state = _if_healthy(healthy, update, state, grads)
         # A learning rate that is far too large is seen here, before anything is saved.
-        healthy &= jnp.isfinite(optax.tree.norm(new_state.params))
+        healthy &= jnp.isfinite(tree_norm(new_state.params))
         sums = {**sums, "grad_norm": (grad_norm, jnp.ones_like(grad_norm))}
         return new_state.replace(healthy=healthy), sums
 
