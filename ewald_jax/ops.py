@@ -28,17 +28,20 @@ def safe_norm(x: Float[Array, "*batch dim"], axis: int = -1) -> Float[Array, "*b
 
 def node_graph_index(graph: jraph.GraphsTuple) -> Int[Array, " nodes"]:
     """Index of the graph that each node belongs to."""
-    n_graph = graph.n_node.shape[0]
-    n_node = graph.nodes["species"].shape[0]
-    return jnp.repeat(jnp.arange(n_graph), graph.n_node, total_repeat_length=n_node)
+    return _graph_index(graph.n_node, graph.nodes["species"].shape[0])
 
 
 def edge_graph_index(graph: jraph.GraphsTuple) -> Int[Array, " edges"]:
     """Index of the graph that each edge belongs to."""
-    n_graph = graph.n_edge.shape[0]
-    return jnp.repeat(
-        jnp.arange(n_graph), graph.n_edge, total_repeat_length=graph.senders.shape[0]
-    )
+    return _graph_index(graph.n_edge, graph.senders.shape[0])
+
+
+def _graph_index(counts: Int[Array, " graphs"], total: int) -> Int[Array, " total"]:
+    (n_graph,) = counts.shape
+    if n_graph == 1:
+        # Of one constant `jnp.repeat` makes a running sum that XLA takes long to fold.
+        return jnp.zeros(total, int)
+    return jnp.repeat(jnp.arange(n_graph), counts, total_repeat_length=total)
 
 
 def node_mask(graph: jraph.GraphsTuple) -> Bool[Array, " nodes"]:
